@@ -1,0 +1,47 @@
+"""The vocabulary of the project: the names, shapes and meanings of everything that flows through a model.
+
+Letters: B rows, S sequence, N predicted positions of the whole batch. A plug-in may add its fields to FIELDS.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+Batch = dict[str, Tensor]
+
+IGNORED = -100  # the label of a position where nothing is predicted
+
+
+class Field(NamedTuple):
+    shape: str
+    dtype: str
+    meaning: str
+
+
+FIELDS: dict[str, Field] = {
+    "input_ids": Field("B S", "int64", "token ids, padded on the right"),
+    "segment_ids": Field(
+        "B S", "int64", "0 padding, 1 first segment, 2 second; absent: one segment, no padding"
+    ),
+    "position_ids": Field("B S", "int64", "positions; absent: 0, 1, 2 … in every row"),
+    "mlm_labels": Field("B S", "int64", "the original token where one was hidden, else -100"),
+    "lm_labels": Field("B S", "int64", "the next token, -100 where nothing follows"),
+    "mlm_positions": Field(
+        "N", "int64", "flat positions in [B·S] of the labels that are not -100; saves a search"
+    ),
+    "lm_positions": Field("N", "int64", "the same for lm_labels"),
+    "sp_labels": Field("B", "int64", "0: the second segment follows the first, 1: it does not"),
+    "cls_labels": Field("B", "int64", "class of the row"),
+}
+
+
+def labels_of(target: str) -> str:
+    """Name of the batch field that holds a target's labels."""
+    return f"{target}_labels"
+
+
+def positions_of(target: str) -> str:
+    """Name of the batch field that holds the flat positions of a target's labels."""
+    return f"{target}_positions"

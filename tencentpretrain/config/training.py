@@ -1,0 +1,142 @@
+"""How a run is carried out: pre-training, fine-tuning, inference."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from tencentpretrain.config.options import option
+from tencentpretrain.errors import ConfigError
+
+LEVELS = ("ERROR", "INFO", "DEBUG", "NOTSET")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """Run: device, precision, reports."""
+
+    batch_size: int = option(32, "Examples in a batch (one forward pass).", minimum=1)
+    precision: str = option(
+        "auto",
+        "Autocast with fp32 weights; auto: bf16 where the device multiplies it natively, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    compile: bool = option(False, "Compile the model with torch.compile.")
+    engine: str = option("auto", "How the model is parallelised.", choices=("auto", "single"))
+    report_steps: int = option(100, "Steps between two reports.", minimum=1)
+    log_dir: str | None = option(
+        None, "Directory of metrics.jsonl, TensorBoard events and curves.png; default: beside the output."
+    )
+    log_path: str | None = option(None, "File that also receives the log.")
+    log_level: str = option("INFO", "What the terminal shows.", choices=LEVELS)
+    log_file_level: str = option("INFO", "What log_path receives.", choices=LEVELS)
+    plugins: tuple[str, ...] = option((), "Modules to import that register components of your own.")
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Pre-training."""
+
+    output_model_path: str = option(..., "Weights are written here, and to <path>-<step> on the way.")
+    dataset_path: str = option("dataset.pt", "Token store made by preprocess.py.")
+    config_path: str = option("models/bert/base_config.json", "Model configuration, JSON.")
+    pretrained_model_path: str | None = option(
+        None, "Weights to start from: a file of ours or of TencentPretrain, or a Hugging Face directory."
+    )
+    total_steps: int = option(100000, "Updates of the weights.", minimum=1)
+    save_checkpoint_steps: int = option(10000, "Steps between two checkpoints.", minimum=1)
+    accumulation_steps: int = option(1, "Batches whose gradients make one update.", minimum=1)
+    resume: str = option(
+        "auto",
+        "auto: continue from the newest complete training state of output_model_path; never; or its path.",
+    )
+    keep_checkpoints: int = option(2, "Training states that are kept.", minimum=1)
+    eval_dataset_path: str | None = option(None, "Token store for validation.")
+    eval_steps: int = option(1000, "Steps between two validations.", minimum=1)
+    workers_num: int = option(0, "Processes that build batches; the result does not depend on it.", minimum=0)
+    labels_num: int | None = option(
+        None, "Classes of the cls target; default: as many as the dataset has.", minimum=2
+    )
+    activation_checkpointing: bool = option(
+        False, "Recompute layer activations in the backward pass: less memory."
+    )
+    deep_init: bool = option(
+        False, "Scale the initial output layers down by the root of twice the number of layers."
+    )
+    dry_run: bool = option(False, "Print what would be trained and its cost, touch nothing.")
+    world_size: int = option(
+        1, "Processes; more than one is refused, this version trains on one device.", minimum=1
+    )
+    gpu_ranks: tuple[int, ...] = option(
+        (), "Ranks of the processes; with one process its GPU is chosen by CUDA."
+    )
+
+    obsolete: ClassVar[dict[str, str]] = {
+        "instances_buffer_size": "shuffling is global and needs no buffer.",
+        "master_ip": "there is one process.",
+        "backend": "there is one process.",
+    }
+
+    def __post_init__(self) -> None:
+        if self.world_size > 1:
+            raise ConfigError(
+                f"`world_size` is {self.world_size}, but this version trains on one device; leave it out."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning."""
+
+    train_path: str = option(..., "Training set.")
+    dev_path: str = option(..., "Development set; the checkpoint with the best score on it is kept.")
+    test_path: str | None = option(None, "Test set, evaluated once at the end.")
+    output_model_path: str = option("models/finetuned_model.bin", "The best weights are written here.")
+    config_path: str = option("models/bert/base_config.json", "Model configuration, JSON.")
+    pretrained_model_path: str | None = option(
+        None, "Weights to start from: a file of ours or of TencentPretrain, or a Hugging Face directory."
+    )
+    epochs_num: int = option(3, "Passes over the training set.", minimum=1)
+    seq_length: int = option(128, "Longest input, in tokens; longer text is cut.", minimum=4)
+    seed: int = option(7, "Seed of every random choice.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdversarialConfig:
+    """Adversarial training."""
+
+    use_adv: bool = option(False, "Train on perturbed word embeddings as well.")
+    adv_type: str = option("fgm", "FGM (one step) or PGD (several).", choices=("fgm", "pgd"))
+    fgm_epsilon: float = option(1e-6, "FGM: norm of the perturbation.", minimum=0)
+    pgd_k: int = option(3, "PGD: steps.", minimum=1)
+    pgd_epsilon: float = option(1.0, "PGD: largest norm of the perturbation.", minimum=0)
+    pgd_alpha: float = option(0.3, "PGD: length of a step.", minimum=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierConfig:
+    """Classification."""
+
+    soft_targets: bool = option(False, "Train on the column 'logits' too (distillation).")
+    soft_alpha: float = option(0.5, "Weight of the soft targets in the loss.", minimum=0, maximum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class InferConfig:
+    """Inference."""
+
+    load_model_path: str = option(..., "Fine-tuned weights.")
+    test_path: str = option(..., "Rows to predict.")
+    prediction_path: str = option(..., "Predictions are written here, one row per input row, in order.")
+    config_path: str = option("models/bert/base_config.json", "Model configuration, JSON.")
+    batch_size: int = option(64, "Rows in a batch.", minimum=1)
+    seq_length: int = option(128, "Longest input, in tokens; longer text is cut.", minimum=4)
+    precision: str = option(
+        "auto",
+        "Autocast with fp32 weights; auto: bf16 where the device multiplies it natively, else fp32.",
+        choices=("auto", "fp32", "bf16", "fp16"),
+    )
+    plugins: tuple[str, ...] = option((), "Modules to import that register components of your own.")
+    labels_num: int | None = option(None, "Classes; default: what lies beside the weights.", minimum=2)
+    output_logits: bool = option(False, "Write a column with the logits.")
+    output_prob: bool = option(False, "Write a column with the probabilities.")

@@ -1,0 +1,3 @@
+"""Encoders, by the name in `"encoder"`."""
+
+from tencentpretrain.encoders import transformer  # noqa: F401  registers

@@ -1,0 +1,72 @@
+"""The one family of errors a user can cause, and how programs end."""
+
+from __future__ import annotations
+
+import difflib
+import errno
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
+
+
+class UserError(ValueError):
+    """Something the user gave cannot be used; the message says what, what was expected, what to do."""
+
+
+class ConfigError(UserError):
+    """Options or a configuration file are wrong.
+
+    Args:
+        problems: every problem found, each a complete sentence; they are reported together.
+    """
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n  ".join(self.problems))
+
+
+class WeightsError(UserError):
+    """A weights file cannot be read, or does not fit the model."""
+
+
+class DataError(UserError):
+    """A corpus, a dataset or a token store cannot be used."""
+
+
+class Terminated(Exception):  # noqa: N818  an event, like KeyboardInterrupt
+    """SIGTERM arrived; raised where the program can still save its work."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' (did you mean …?)' with the nearest known name, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run a program's `main` and exit: 0 done, 2 wrong input, 1 our failure, 130 Ctrl-C, 143 SIGTERM."""
+
+    def terminate(signum: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        main()
+    except UserError as error:
+        code, message = 2, str(error)
+    except OSError as error:
+        # An operation on the user's files failed (permission, full disk, a directory instead of a file).
+        if error.errno is None or error.errno == errno.EPIPE:
+            traceback.print_exc()
+            sys.exit(1)
+        code, message = 2, f"{error.strerror}: {error.filename}" if error.filename else str(error)
+    except KeyboardInterrupt:
+        code, message = 130, "interrupted"
+    except Terminated:
+        code, message = 143, "terminated"
+    else:
+        return
+    print(f"error: {message}" if code == 2 else message, file=sys.stderr, flush=True)
+    sys.exit(code)

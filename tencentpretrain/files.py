@@ -1,0 +1,107 @@
+"""Files that appear under their final name only when they are complete."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tencentpretrain.errors import UserError
+
+
+def sync_directory(path: Path) -> None:
+    """Make renames inside `path` survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def complete_file(path: Path) -> Iterator[Path]:
+    """Give a temporary name beside `path` to write to; flushed and renamed at the end, removed on failure."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync_directory(path.parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def complete_directory(path: Path) -> Iterator[Path]:
+    """Like `complete_file` for a directory; `path` must not exist, or it is replaced as a whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb+") as handle:
+                    os.fsync(handle.fileno())
+        if path.exists():
+            # The old one goes only when the new one is complete; between the two renames there is neither.
+            old = temporary.with_suffix(".old")
+            path.rename(old)
+            temporary.rename(path)
+            shutil.rmtree(old)
+        else:
+            temporary.rename(path)
+        sync_directory(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def read_json(path: Path) -> Any:
+    """Decode a JSON file.
+
+    Raises:
+        UserError: no such file, not UTF-8, not JSON (with line and column), or a key given twice.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        seen = dict(pairs)
+        if len(seen) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise UserError(f"{path}: key '{twice}' is given twice.")
+        return seen
+
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file.") from None
+    except IsADirectoryError:
+        raise UserError(f"{path} is a directory, expected a JSON file.") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start}), expected a JSON text file.") from None
+    try:
+        return json.loads(text, object_pairs_hook=unique)
+    except json.JSONDecodeError as error:
+        before = text[: error.pos].rstrip()
+        at_close = text[error.pos :].lstrip()[:1] in ("}", "]")
+        if (before.endswith(",") and at_close) or text[error.pos : error.pos + 1] == ",":
+            comma = len(before) - 1 if before.endswith(",") else error.pos
+            line = text.count("\n", 0, comma) + 1
+            raise UserError(
+                f"{path}, line {line}: trailing comma; JSON allows none before '}}' or ']'."
+            ) from None
+        raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from None
+
+
+def write_json(path: Path, value: Any) -> None:
+    with complete_file(path) as temporary:
+        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

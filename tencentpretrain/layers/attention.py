@@ -1,0 +1,39 @@
+"""Multi-head attention."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.layers.masks import AttentionMask
+
+
+class MultiHeadedAttention(nn.Module):
+    """Scaled dot-product attention (Vaswani et al. 2017, §3.2): hidden [B, S, D] to [B, S, D]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_size = config.head_size
+        self.dropout = config.dropout
+        self.scale = 1.0 if config.remove_attention_scale else None  # None: 1 / sqrt(head_size)
+        inner, bias = config.heads_num * config.head_size, not config.remove_transformer_bias
+        self.linear_layers = nn.ModuleList(nn.Linear(config.hidden_size, inner, bias=bias) for _ in range(3))
+        self.final_linear = nn.Linear(inner, config.hidden_size, bias=bias)
+
+    def forward(self, hidden: Tensor, mask: AttentionMask) -> Tensor:
+        # The number of heads follows from the tensor, so that a layer split over devices needs no change.
+        query, key, value = (
+            layer(hidden).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for layer in self.linear_layers
+        )
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask.allowed,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=mask.causal,
+            scale=self.scale,
+        )
+        output: Tensor = self.final_linear(context.transpose(1, 2).flatten(-2))
+        return output

@@ -1,0 +1,43 @@
+"""Layer normalisation under the published parameter names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tencentpretrain.config import ModelConfig
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation (Ba et al. 2016), with parameters named `gamma` and `beta`."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.gamma = nn.Parameter(torch.ones(size))
+        self.beta = nn.Parameter(torch.zeros(size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.layer_norm(hidden, self.gamma.shape, self.gamma, self.beta, self.eps)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation without mean or bias (Zhang & Sennrich 2019; T5, LLaMA)."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.rms_norm(hidden, self.weight.shape, self.weight, self.eps)
+
+
+NORMS: dict[str, Callable[[int, float], nn.Module]] = {"normal": LayerNorm, "t5": RMSNorm, "rms": RMSNorm}
+
+
+def make_norm(config: ModelConfig, size: int | None = None) -> nn.Module:
+    return NORMS[config.layernorm](size or config.hidden_size, config.layernorm_eps)

@@ -1,0 +1,241 @@
+"""Tensors by name in files: reading, writing, and naming for what it is a file that holds none.
+
+Nothing is ever unpickled except by torch.load(weights_only=True).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tencentpretrain.errors import WeightsError
+from tencentpretrain.files import complete_file, read_json
+
+StateDict = dict[str, Tensor]
+
+_MAGIC = (
+    (b"version https://git-lfs", "a git-lfs pointer and not the file it stands for; fetch that with 'git lfs pull'"),
+    (b"\x1f\x8b", "a gzip archive; unpack it first"),
+    (b"BZh", "a bzip2 archive; unpack it first"),
+    (b"\xfd7zXZ", "an xz archive; unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a zstandard archive; unpack it first"),
+    (b"\x89HDF", "an HDF5 file (TensorFlow or Keras weights); expected PyTorch or safetensors weights"),
+    (b"GGUF", "a GGUF file (llama.cpp); expected PyTorch or safetensors weights"),
+)  # fmt: skip
+_WEBPAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # Lightning, many loops, fairseq, DeepSpeed
+_PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
+_WHOLE = ("model.safetensors", "pytorch_model.bin", "model.pt")
+_OTHER_STATE = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "training.pt")
+
+
+def read_tensors(path: Path) -> StateDict:
+    """Tensors of a file (torch.save or safetensors, told apart by content) or of a directory of such files.
+
+    Raises:
+        WeightsError: what the path is instead of weights, and what to do.
+    """
+    if path.is_dir():
+        return _read_directory(path)
+    try:
+        with path.open("rb") as file:
+            head = file.read(512)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file{_neighbours(path)}.") from None
+    size = path.stat().st_size
+    if not size:
+        raise WeightsError(f"{path} is empty (0 bytes); the copy or download that made it did not work.")
+    for magic, what in _MAGIC:
+        if head.startswith(magic):
+            raise WeightsError(f"{path} is {what}.")
+    if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEBPAGE):
+        raise WeightsError(f"{path} is an HTML page, not weights: the download got a web page instead of the file.")
+    if head[8:9] == b"{":
+        return _read_safetensors(path, size)
+    if head.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_torch(path)
+    raise WeightsError(f"{path} is {_kind_of_unknown(head)}; expected a file of torch.save or safetensors.")
+
+
+def _neighbours(path: Path) -> str:
+    """Names that begin alike, such as the steps of a run that has not ended."""
+    near = sorted(other.name for other in path.parent.glob("*") if other.name.startswith(f"{path.name}-"))
+    return f" (there are {', '.join(near[:4])})" if near else ""
+
+
+def _kind_of_unknown(head: bytes) -> str:
+    if not head.strip(b"\0"):
+        return "full of zero bytes (a copy or download that was interrupted)"
+    for cut in range(4):  # the last character may be cut in half
+        try:
+            text = head[: len(head) - cut].decode("utf-8")
+        except UnicodeDecodeError:
+            continue
+        if "\0" not in text:
+            return f"a text file that begins with {text.strip()[:40]!r}"
+    return "in no format known here"
+
+
+def _read_safetensors(path: Path, size: int) -> StateDict:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return dict(load_file(path))
+    except SafetensorError as error:
+        expected = _safetensors_size(path)
+        if expected is None or expected > size:
+            promised = "" if expected is None else f" of {expected}"
+            raise WeightsError(
+                f"{path} is a truncated safetensors file ({size}{promised} bytes); copy or download it again."
+            ) from None
+        raise WeightsError(f"{path} is a damaged safetensors file: {error}.") from None
+
+
+def _safetensors_size(path: Path) -> int | None:
+    """Bytes the file should have, from its header; None where even that is cut off."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if 8 + length > path.stat().st_size:
+            return None
+        try:
+            header = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return 0
+    return 8 + length + max(ends, default=0)
+
+
+def _read_torch(path: Path) -> StateDict:
+    with path.open("rb") as file:
+        zipped = file.read(4) == b"PK\x03\x04"
+    damaged = WeightsError(f"{path} is a truncated or damaged PyTorch file; copy or download it again.")
+    if zipped:
+        if not zipfile.is_zipfile(path):
+            raise damaged
+        with zipfile.ZipFile(path) as archive:
+            if not any(name.endswith("data.pkl") for name in archive.namelist()):
+                raise WeightsError(f"{path} is a zip archive without PyTorch tensors; expected a file of torch.save.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class|operand)[: ]+(\S+)", str(error))
+        if found is None and "Weights only load failed" not in str(error):
+            raise damaged from None
+        what = f" ({found[1] or found[2]})" if found else ""
+        raise WeightsError(
+            f"{path} is a pickle with code in it{what}, not a plain state dict; it was not run. "
+            "If you trust its origin, save model.state_dict() again where that code is at home."
+        ) from None
+    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError):
+        raise damaged from None
+    return _unwrap(path, loaded)
+
+
+def _unwrap(path: Path, loaded: Any) -> StateDict:
+    if isinstance(loaded, Mapping):
+        for wrapper in _WRAPPERS:
+            if isinstance(loaded.get(wrapper), Mapping):
+                loaded = loaded[wrapper]
+                break
+    if not isinstance(loaded, Mapping):
+        raise WeightsError(f"{path} holds a {type(loaded).__name__}; expected a state dict (name → tensor).")
+    others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
+    if others:
+        raise WeightsError(
+            f"{path}: {len(others)} of {len(loaded)} entries are not tensors ({', '.join(others[:4])} …); "
+            "expected a state dict (name → tensor)."
+        )
+    return dict(loaded)
+
+
+def _read_directory(path: Path) -> StateDict:
+    for name in _WHOLE:
+        if (path / name).is_file():
+            return read_tensors(path / name)
+    indexes = sorted(path.glob("*.index.json"), key=lambda index: (".safetensors" not in index.name, index.name))
+    if indexes:
+        return _read_indexed(indexes[0])
+    for suffix in (".safetensors", ".bin", ".pt"):
+        shards = sorted(file for file in path.glob(f"*{suffix}") if file.name not in _OTHER_STATE)
+        if shards:
+            return _merge({shard: read_tensors(shard) for shard in shards})
+    there = sorted(file.name for file in path.iterdir())
+    raise WeightsError(
+        f"{path} is a directory without weights (expected model.safetensors, pytorch_model.bin or shards with an "
+        f"index; it holds {', '.join(there[:6]) + (' …' if len(there) > 6 else '') if there else 'nothing'})."
+    )
+
+
+def _read_indexed(index: Path) -> StateDict:
+    content = read_json(index)
+    places = content.get("weight_map") if isinstance(content, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise WeightsError(f"{index} has no 'weight_map' from tensor to file name.")
+    names = sorted(set(places.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise WeightsError(f"{index} names files outside its directory: {', '.join(outside[:3])}.")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise WeightsError(f"{index} names {len(missing)} files that are not there: {', '.join(missing[:3])}.")
+    merged = _merge({index.parent / name: read_tensors(index.parent / name) for name in names})
+    absent = sorted(places.keys() - merged.keys())
+    if absent:
+        raise WeightsError(f"{index} names {len(absent)} tensors that no file holds: {', '.join(absent[:3])}.")
+    return merged
+
+
+def _merge(shards: Mapping[Path, StateDict]) -> StateDict:
+    merged: StateDict = {}
+    for shard, tensors in shards.items():
+        twice = [name for name in tensors if name in merged and not same(tensors[name], merged[name])]
+        if twice:
+            raise WeightsError(f"{shard}: '{twice[0]}' is in another file of the directory too, with other values.")
+        merged |= tensors
+    return merged
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.dtype == other.dtype and torch.equal(one, other))
+
+
+def strip_wrappers(tensors: StateDict) -> StateDict:
+    """Names without the prefixes that wrappers of a model put before every one of them."""
+    for prefix in _PREFIXES:
+        if tensors and all(name.startswith(prefix) for name in tensors):
+            return strip_wrappers({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    return tensors
+
+
+def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
+    """Write a state dict: safetensors if the name ends so, else torch.save; complete or not at all.
+
+    Tensors that share memory (tied weights) share it in a torch.save file too; safetensors holds each in full.
+    """
+    path = Path(path)
+    copies: dict[tuple[Any, ...], Tensor] = {}
+    plain: StateDict = {}
+    for name, tensor in tensors.items():
+        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+        if key not in copies or path.suffix == ".safetensors":
+            own = tensor.detach().to("cpu").contiguous()
+            # A view would drag everything it is a part of into the file.
+            whole = own.untyped_storage().nbytes() == own.nbytes
+            copies[key] = own if whole and key not in copies else own.clone()
+        plain[name] = copies[key]
+    with complete_file(path) as temporary:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
+
+            save_file(plain, temporary, metadata={"format": "pt"})
+        else:
+            torch.save(plain, temporary)
