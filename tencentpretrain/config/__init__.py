@@ -11,6 +11,7 @@ from tencentpretrain.config.tokenizer import TokenizerConfig
 from tencentpretrain.config.training import (
     AdversarialConfig,
     ClassifierConfig,
+    ClassifierInferConfig,
     FinetuneConfig,
     InferConfig,
     PretrainConfig,
@@ -19,11 +20,11 @@ from tencentpretrain.config.training import (
 
 CONCERNS = (
     ModelConfig, TokenizerConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig, FinetuneConfig,
-    AdversarialConfig, ClassifierConfig, InferConfig, PreprocessConfig,
+    AdversarialConfig, ClassifierConfig, InferConfig, ClassifierInferConfig, PreprocessConfig,
 )  # fmt: skip
 
 __all__ = [
-    "CONCERNS", "AdversarialConfig", "ClassifierConfig", "DataConfig", "FinetuneConfig", "InferConfig",
+    "CONCERNS", "AdversarialConfig", "ClassifierConfig", "ClassifierInferConfig", "DataConfig", "FinetuneConfig", "InferConfig",
     "ModelConfig", "OptimizationConfig", "Option", "Options", "PreprocessConfig", "PretrainConfig",
     "RunConfig", "TokenizerConfig", "as_json", "json_options", "load_config", "option", "options_of",
 ]  # fmt: skip

@@ -84,11 +84,13 @@ class Options:
         for name in [name for name in said if name in obsolete]:
             del said[name]
             self.notes.append(f"--{name} has no effect: {obsolete[name]}")
+        after_option = False
         for word in unknown:
             if word.startswith("--"):
+                after_option = True
                 name = word[2:].partition("=")[0]
                 self._problems.append(f"--{name}: unknown option{did_you_mean(name, self._options)}.")
-            else:
+            elif not after_option:  # else it is the value of the option that is unknown
                 self._problems.append(f"'{word}' belongs to no option.")
         self._layers.append(("command line", said))
         if "plugins" in said:
@@ -192,7 +194,10 @@ def _help(option: Option) -> str:
 
 def read_model_json(path: Path) -> dict[str, Any]:
     """A configuration file, or the one that lies beside a weights file, as flat keys."""
-    values = read_json(path)
+    try:
+        values = read_json(path)
+    except UserError as error:
+        raise ConfigError(str(error)) from None
     if not isinstance(values, dict):
         raise ConfigError(
             f"{path}: expected an object of options ({{…}}), but is {type(values).__name__} instead."
@@ -222,10 +227,7 @@ def load_config(path: str | Path, **overrides: Any) -> ModelConfig:
         "load_config", {name: value for name, value in overrides.items() if name not in unknown}
     )
     options.add_json(path, json_options())
-    try:
-        (config,) = options.build(ModelConfig)
-    except UserError as error:
-        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
+    (config,) = options.build(ModelConfig)
     assert isinstance(config, ModelConfig)
     return config
 

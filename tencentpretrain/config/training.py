@@ -137,6 +137,12 @@ class InferConfig:
         choices=("auto", "fp32", "bf16", "fp16"),
     )
     plugins: tuple[str, ...] = option((), "Modules to import that register components of your own.")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierInferConfig:
+    """Predictions of a classifier."""
+
     labels_num: int | None = option(None, "Classes; default: what lies beside the weights.", minimum=2)
     output_logits: bool = option(False, "Write a column with the logits.")
     output_prob: bool = option(False, "Write a column with the probabilities.")

@@ -1,0 +1,310 @@
+"""The model: published parameter names, every combination of modules, tying, sharing, plug-ins."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tencentpretrain import ConfigError, DataError, build_model
+from tencentpretrain.batch import FIELDS, Batch
+from tencentpretrain.config import ModelConfig, as_json
+from tencentpretrain.config.load import Options
+from tencentpretrain.errors import did_you_mean
+from tencentpretrain.model import Model, check_provided
+from tencentpretrain.registry import EMBEDDINGS, ENCODERS, TARGETS, Registry, load_plugins
+
+VOCABULARY = 97
+SMALL = {
+    "hidden_size": 32, "emb_size": 32, "feedforward_size": 48, "heads_num": 4, "layers_num": 2,
+    "max_seq_length": 40,
+}  # fmt: skip
+
+
+def make_config(**values: Any) -> ModelConfig:
+    return ModelConfig(**{**SMALL, "embedding": ("word", "pos", "seg"), "dropout": 0.0, **values})
+
+
+def make_batch(rows: int = 3, length: int = 12, seed: int = 0) -> Batch:
+    """Rows of different lengths, two segments, with labels for every target."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.randint(5, VOCABULARY, (rows, length), generator=generator)
+    segments = torch.ones(rows, length, dtype=torch.int64)
+    segments[:, length // 2 :] = 2
+    mlm = torch.full((rows, length), -100)
+    lm = torch.full((rows, length), -100)
+    for row in range(rows):
+        end = length - 2 * row
+        segments[row, end:] = 0
+        mlm[row, 1:3] = ids[row, 1:3]
+        lm[row, : end - 1] = ids[row, 1:end]
+    classes = torch.arange(rows) % 2
+    return {
+        "input_ids": ids * (segments > 0), "segment_ids": segments, "mlm_labels": mlm, "lm_labels": lm,
+        "sp_labels": classes, "cls_labels": classes,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("family", ["bert", "gpt2"])
+def test_parameters_have_the_published_names_and_shapes(family: str, tmp_path: Path) -> None:
+    published = json.loads((Path(__file__).parent / "parameters.json").read_text(encoding="utf-8"))[family]
+    options = Options("", ModelConfig, arguments=[])
+    options.add_layer("published", {k: v for k, v in published["config"].items() if k != "data_processor"})
+    (config,) = options.build(ModelConfig)
+    model = build_model(config, published["vocab_size"], published["labels_num"])
+    assert {name: list(value.shape) for name, value in model.state_dict().items()} == published["parameters"]
+
+
+COMBINATIONS = list(
+    itertools.product(
+        (("word",), ("word", "pos"), ("word", "pos", "seg")),
+        ("fully_visible", "causal", "causal_with_prefix"),
+        (
+            ("post", "normal", "dense"),
+            ("pre", "normal", "dense"),
+            ("pre", "rms", "gated"),
+            ("post", "t5", "gated"),
+        ),
+        (("mlm",), ("lm",), ("mlm", "sp"), ("cls",), ("lm", "cls")),
+    )
+)
+
+
+def test_the_combinations_name_everything_that_is_registered() -> None:
+    used = {name for combination in COMBINATIONS for part in combination for name in part}
+    assert set(EMBEDDINGS) | set(TARGETS) <= used and list(ENCODERS) == ["transformer"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_combination_trains_every_parameter_and_survives_saving(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    batch = make_batch()
+    for index, (embedding, mask, (position, norm, feed_forward), target) in enumerate(COMBINATIONS):
+        config = make_config(
+            embedding=embedding, mask=mask, layernorm_positioning=position, layernorm=norm,
+            feed_forward=feed_forward, target=target, tie_weights=index % 2 == 0, remove_transformer_bias=index % 3 == 0,
+            remove_attention_scale=index % 5 == 0, has_lmtarget_bias=index % 7 == 0, dropout=0.1,
+            hidden_act=("gelu", "gelu_fast", "relu", "silu", "linear")[index % 5],
+            pooling=("first", "mean", "max", "last")[index % 4],
+        )  # fmt: skip
+        model = build_model(config, VOCABULARY, labels_num=3)
+        with torch.autocast("cpu", dtype=dtype, enabled=dtype != torch.float32):
+            output = model(batch)
+        output.loss.backward()
+        for name, parameter in model.named_parameters():
+            assert parameter.grad is not None, (config, name)
+            assert parameter.grad.isfinite().all(), (config, name)
+        assert set(output.parts) == set(target)
+        torch.save(model.state_dict(), tmp_path / "model.bin")
+        other = build_model(config, VOCABULARY, labels_num=3)
+        other.load_state_dict(torch.load(tmp_path / "model.bin", weights_only=True))
+        assert torch.equal(model.eval().encode(batch), other.eval().encode(batch))
+
+
+def test_padding_changes_no_result() -> None:
+    batch = make_batch()
+    for mask in ("fully_visible", "causal", "causal_with_prefix"):
+        model = build_model(make_config(mask=mask), VOCABULARY).eval()
+        hidden = model.encode(batch)
+        for row in range(3):
+            end = int((batch["segment_ids"][row] > 0).sum())
+            alone = model.encode(
+                {name: value[row : row + 1, :end] for name, value in batch.items() if value.ndim == 2}
+            )
+            torch.testing.assert_close(hidden[row, :end], alone[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", ["fully_visible", "causal", "causal_with_prefix"])
+def test_each_position_sees_what_the_mask_says(mask: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(make_config(mask=mask, layers_num=1), VOCABULARY).eval()
+    batch = make_batch(rows=1)
+    length = 12
+    before = model.encode(batch)[0]
+    for changed in range(length):
+        other = dict(batch)
+        other["input_ids"] = batch["input_ids"].clone()
+        other["input_ids"][0, changed] = (other["input_ids"][0, changed] + 1) % VOCABULARY
+        seen = (model.encode(other)[0] - before).abs().amax(1) > 0
+        for query in range(length):
+            prefix = int(batch["segment_ids"][0, changed]) == 1
+            expected = {
+                "fully_visible": True, "causal": changed <= query,
+                "causal_with_prefix": changed <= query or prefix,
+            }[mask]  # fmt: skip
+            assert bool(seen[query]) == expected, (query, changed)
+
+
+def test_counts_from_outside_make_micro_batches_add_up_to_one_big_batch() -> None:
+    model = build_model(make_config(target=("mlm", "sp"), target_weights={"sp": 0.5}), VOCABULARY)
+    batch = make_batch(rows=4)
+    batch["mlm_labels"][0, 4:9] = 9  # uneven: a mean of means would differ
+    model(batch).loss.backward()
+    whole = [parameter.grad.clone() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    counts = {"mlm": float((batch["mlm_labels"] != -100).sum()), "sp": 4.0}
+    for rows in (slice(0, 1), slice(1, 4)):
+        model({name: value[rows] for name, value in batch.items()}).normalised(counts).backward()
+    for parameter, expected in zip(model.parameters(), whole, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_given_positions_change_nothing_and_may_hold_fillers() -> None:
+    model = build_model(make_config(target=("mlm",)), VOCABULARY)
+    batch = make_batch()
+    loss = model(batch).loss
+    positions = (batch["mlm_labels"].flatten() != -100).nonzero().squeeze(1)
+    for fillers in (0, 3):
+        batch["mlm_positions"] = torch.cat([positions, torch.zeros(fillers, dtype=torch.int64)])
+        torch.testing.assert_close(model(batch).loss, loss)
+
+
+def test_tied_weights_are_one_parameter_and_albert_shares_one_layer() -> None:
+    tied = build_model(make_config(target=("mlm", "sp"), tie_weights=True), VOCABULARY)
+    free = build_model(make_config(target=("mlm", "sp")), VOCABULARY)
+    count = [sum(p.numel() for p in model.parameters()) for model in (tied, free)]
+    assert count[1] - count[0] == VOCABULARY * 32
+    assert tied.state_dict().keys() == free.state_dict().keys()
+    shared = build_model(
+        make_config(parameter_sharing=True, factorized_embedding_parameterization=True, emb_size=16),
+        VOCABULARY,
+    )
+    names = set(shared.state_dict())
+    assert "encoder.transformer.self_attn.final_linear.weight" in names and "encoder.linear.weight" in names
+    assert shared.state_dict()["target.mlm.linear_2.weight"].shape == (VOCABULARY, 16)
+
+
+def test_activation_checkpointing_gives_the_same_gradients() -> None:
+    model = build_model(make_config(dropout=0.1), VOCABULARY)
+    gradients = []
+    for checkpointing in (False, True):
+        model.encoder.activation_checkpointing = checkpointing
+        model.zero_grad()
+        torch.manual_seed(3)
+        model(make_batch()).loss.backward()
+        gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
+    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_longer_sequence_than_the_position_table_is_named() -> None:
+    with pytest.raises(DataError, match=r"sequence of 50 tokens exceeds max_seq_length \(40\)"):
+        build_model(make_config(), VOCABULARY).encode({"input_ids": torch.ones(1, 50, dtype=torch.int64)})
+
+
+def test_initial_weights_are_small_and_biases_zero() -> None:
+    for name, value in build_model(make_config(), VOCABULARY).named_parameters():
+        if value.ndim >= 2:
+            assert 0.01 < float(value.detach().std()) < 0.03, name
+        elif name.endswith(("bias", "beta")):
+            assert not value.any(), name
+        else:
+            assert bool((value == 1).all()), name
+
+
+def test_a_model_that_reads_what_the_data_lacks_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        check_provided(make_config(target=("mlm", "sp")), ("input_ids", "segment_ids", "mlm_labels"), "mlm")
+    assert str(error.value) == (
+        "target 'sp' reads 'sp_labels', which processor 'mlm' does not provide (processors that do: bert)."
+    )
+
+
+def test_unknown_modules_are_refused_with_the_nearest_name() -> None:
+    registry: Registry[type[nn.Module]] = Registry("gadget", "tencentpretrain.layers")
+    registry.register("sprocket")(nn.Module)
+    with pytest.raises(
+        ConfigError, match=r"no gadget 'sprocet' \(did you mean 'sprocket'\?\); known: sprocket"
+    ):
+        registry["sprocet"]
+    with pytest.raises(ConfigError, match="registered twice"):
+        registry.register("sprocket")(nn.Module)
+    assert did_you_mean("zzz", ["sprocket"]) == ""
+
+
+PLUGIN = """
+import torch
+from torch import nn
+from tencentpretrain import EMBEDDINGS, TARGETS
+from tencentpretrain.targets.output import Part
+
+@EMBEDDINGS.register("parity")
+class ParityEmbedding(nn.Module):
+    reads = ("input_ids",)
+    def __init__(self, config, sizes):
+        super().__init__()
+        self.embedding = nn.Embedding(2, config.emb_size)
+    def forward(self, batch):
+        return self.embedding(batch["input_ids"] % 2)
+
+@TARGETS.register("norm_is_one")
+class NormTarget(nn.Module):
+    reads = ("segment_ids",)
+    def __init__(self, config, sizes):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(config.hidden_size))
+    def forward(self, hidden, batch):
+        errors = ((hidden * self.scale).norm(dim=-1) - 1) ** 2
+        real = batch["segment_ids"] > 0
+        return Part((errors * real).sum(), real.sum(), {})
+"""
+
+
+def test_a_component_from_outside_registers_and_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "outside_plugin.py").write_text(PLUGIN, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for registry in (EMBEDDINGS, TARGETS):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    try:
+        load_plugins(("outside_plugin",))
+        model = build_model(make_config(embedding=("word", "parity"), target=("norm_is_one",)), VOCABULARY)
+        model(make_batch()).loss.backward()
+        assert model.get_parameter("embedding.parity.embedding.weight").grad is not None
+    finally:
+        sys.modules.pop("outside_plugin", None)
+        if "" in sys.path:
+            sys.path.remove("")
+    with pytest.raises(ConfigError, match="there is no module 'nowhere'"):
+        load_plugins(("nowhere",))
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    code = "import sys, tencentpretrain; print([m for m in ('torch', 'numpy') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_the_interface_is_what_is_documented() -> None:
+    import tencentpretrain
+
+    for name in tencentpretrain.__all__:
+        assert getattr(tencentpretrain, name) is not None
+    with pytest.raises(AttributeError):
+        _ = tencentpretrain.absent
+
+
+def test_the_transformer_compiles_without_graph_breaks() -> None:
+    model = build_model(make_config(), VOCABULARY).eval()
+    batch = make_batch()
+    expected = model.encode(batch)
+    compiled = torch.compile(model.encode, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(batch), expected)
+
+
+def test_every_field_is_described() -> None:
+    batch: dict[str, Tensor] = make_batch()
+    for name, value in batch.items():
+        assert value.ndim == len(FIELDS[name].shape.split())
+    assert (
+        isinstance(build_model(make_config(), VOCABULARY), Model) and as_json(make_config())["heads_num"] == 4
+    )
