@@ -24,7 +24,7 @@ CONCERNS = (
 )  # fmt: skip
 
 __all__ = [
-    "CONCERNS", "AdversarialConfig", "ClassifierConfig", "ClassifierInferConfig", "DataConfig", "FinetuneConfig", "InferConfig",
+    "CONCERNS", "AdversarialConfig", "ClassifierConfig", "DataConfig", "FinetuneConfig", "InferConfig",
     "ModelConfig", "OptimizationConfig", "Option", "Options", "PreprocessConfig", "PretrainConfig",
     "RunConfig", "TokenizerConfig", "as_json", "json_options", "load_config", "option", "options_of",
 ]  # fmt: skip

@@ -16,7 +16,7 @@ class TokenizerConfig:
     vocab_path: str | None = option(None, "Vocabulary: one token a line, or GPT-2's JSON.")
     merges_path: str | None = option(None, "Merges of a byte-level BPE vocabulary.")
     spm_model_path: str | None = option(None, "SentencePiece model; replaces vocab_path.")
-    do_lower_case: bool = option(True, "Lower-case the text and strip accents (WordPiece and characters).")
+    do_lower_case: bool = option(True, "Lower-case the text and strip accents (WordPiece).")
     special_tokens_map_path: str | None = option(
         None,
         "JSON with the names of the special tokens; default: the map beside the vocabulary, else BERT's.",

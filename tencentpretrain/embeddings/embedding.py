@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
+from tencentpretrain.layers.dropout import Dropout
 from tencentpretrain.layers.norm import make_norm
 from tencentpretrain.registry import EMBEDDINGS
 from tencentpretrain.sizes import DataSizes
@@ -22,7 +23,7 @@ class Embedding(nn.Module):
         for name in self.names:
             self.add_module(name, EMBEDDINGS[name](config, sizes))
         self.layer_norm = None if config.remove_embedding_layernorm else make_norm(config, config.emb_size)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         total: Tensor = self.get_submodule(self.names[0])(batch)

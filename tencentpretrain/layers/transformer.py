@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.layers.attention import MultiHeadedAttention
+from tencentpretrain.layers.dropout import Dropout
 from tencentpretrain.layers.feed_forward import FeedForward
 from tencentpretrain.layers.masks import AttentionMask
 from tencentpretrain.layers.norm import make_norm
@@ -25,7 +26,7 @@ class TransformerLayer(nn.Module):
         self.layer_norm_1 = make_norm(config)
         self.feed_forward = FeedForward(config)
         self.layer_norm_2 = make_norm(config)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, hidden: Tensor, mask: AttentionMask) -> Tensor:
         if self.pre:

@@ -7,6 +7,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.layers.attention import MultiHeadedAttention
+from tencentpretrain.layers.dropout import LEVELS, dropout
+from tencentpretrain.layers.masks import MASKS
 from tencentpretrain.layers.norm import LayerNorm, RMSNorm
 from tencentpretrain.layers.pooling import pool
 from tencentpretrain.layers.vocabulary import CHUNK, vocabulary_loss
@@ -84,3 +88,51 @@ def test_pooling_ignores_padding() -> None:
     assert pool(hidden, segments, "mean").tolist() == [[3, 4, 5]]
     assert pool(-hidden, segments, "max").tolist() == [[0, -1, -2]]
     assert pool(hidden, None, "last").tolist() == [[9, 10, 11]]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("probability", [0.1, 0.5, 1.0])
+def test_dropout_zeroes_its_share_and_keeps_the_mean(dtype: torch.dtype, probability: float) -> None:
+    torch.manual_seed(0)
+    hidden = torch.ones(99, 1001, dtype=dtype, requires_grad=True)
+    output = dropout(hidden, probability, training=True)
+    (gradient,) = torch.autograd.grad(output.sum(), [hidden])
+    assert torch.equal(gradient, output.detach())  # ones in: what passed forward passes back, equally scaled
+    share = float((output == 0).float().mean())
+    deviation = (probability * (1 - probability) / hidden.numel()) ** 0.5
+    assert abs(share - probability) <= 5 * deviation + 1 / LEVELS
+    if probability < 1:
+        kept = output.detach()[output != 0].float()
+        assert float(kept.min()) == float(kept.max()) == pytest.approx(1 / (1 - probability), rel=1e-2)
+    neighbours = (output[:, :-1] == 0) & (output[:, 1:] == 0)
+    assert abs(float(neighbours.float().mean()) - probability**2) < 0.01
+
+
+def test_dropout_follows_the_seed_and_is_off_in_evaluation() -> None:
+    hidden = torch.randn(7, 5)
+    outputs = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        outputs.append(dropout(hidden, 0.3, training=True))
+    assert torch.equal(*outputs)
+    assert not torch.equal(dropout(hidden, 0.3, training=True), outputs[0])
+    assert dropout(hidden, 0.3, training=False) is hidden
+
+
+@pytest.mark.parametrize("mask", ["fully_visible", "causal", "causal_with_prefix"])
+@pytest.mark.parametrize("remove_attention_scale", [True, False])
+def test_attention_with_dropout_is_the_same_attention(mask: str, remove_attention_scale: bool) -> None:
+    config = ModelConfig(
+        hidden_size=32,
+        emb_size=32,
+        heads_num=4,
+        mask=mask,
+        dropout=1e-9,
+        remove_attention_scale=remove_attention_scale,
+    )
+    layer = MultiHeadedAttention(config)
+    hidden, segments = torch.randn(3, 6, 32), torch.tensor([[1, 1, 1, 2, 2, 0]] * 3)
+    visible = MASKS[mask](segments)
+    torch.testing.assert_close(
+        layer.train()(hidden, visible), layer.eval()(hidden, visible), rtol=1e-4, atol=1e-6
+    )

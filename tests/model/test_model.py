@@ -90,7 +90,8 @@ def test_every_combination_trains_every_parameter_and_survives_saving(
     for index, (embedding, mask, (position, norm, feed_forward), target) in enumerate(COMBINATIONS):
         config = make_config(
             embedding=embedding, mask=mask, layernorm_positioning=position, layernorm=norm,
-            feed_forward=feed_forward, target=target, tie_weights=index % 2 == 0, remove_transformer_bias=index % 3 == 0,
+            feed_forward=feed_forward, target=target, tie_weights=index % 2 == 0,
+            remove_transformer_bias=index % 3 == 0,
             remove_attention_scale=index % 5 == 0, has_lmtarget_bias=index % 7 == 0, dropout=0.1,
             hidden_act=("gelu", "gelu_fast", "relu", "silu", "linear")[index % 5],
             pooling=("first", "mean", "max", "last")[index % 4],
