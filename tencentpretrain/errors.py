@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-import errno
+import os
 import signal
 import sys
 import traceback
@@ -54,11 +54,16 @@ def run_program(main: Callable[[], None]) -> None:
     signal.signal(signal.SIGTERM, terminate)
     try:
         main()
+        sys.stdout.flush()
     except UserError as error:
         code, message = 2, str(error)
+    except BrokenPipeError:
+        # Who read our output has enough (`… --help | head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OSError as error:
         # An operation on the user's files failed (permission, full disk, a directory instead of a file).
-        if error.errno is None or error.errno == errno.EPIPE:
+        if error.errno is None:
             traceback.print_exc()
             sys.exit(1)
         code, message = 2, f"{error.strerror}: {error.filename}" if error.filename else str(error)

@@ -63,7 +63,7 @@ class Options:
             allow_abbrev=False,
             argument_default=argparse.SUPPRESS,
             formatter_class=argparse.RawDescriptionHelpFormatter,
-            epilog="Precedence: default < --config_path JSON < command line. --x=1 and --x 1 mean the same.",
+            epilog="Command line over --config_path over defaults. --x=1 and --x 1 mean the same.",
             usage="%(prog)s [--option value …]",
         )
         for concern in concerns:
@@ -186,9 +186,13 @@ def _help(option: Option) -> str:
         text += f" One of: {', '.join(option.choices)}."
     if option.required:
         text += " Required."
-    elif option.kind is not bool or option.default:
-        default = " ".join(option.default) if isinstance(option.default, tuple) else option.default
-        text += f" Default: {default if default not in (None, '') else 'none'}."
+    elif "default:" not in text:
+        default = option.default
+        if isinstance(default, tuple | dict):
+            default = " ".join(map(str, default))
+        elif isinstance(default, bool):
+            default = str(default).lower()
+        text += f" Default: {'none' if default in (None, '') else default}."
     return str(text).replace("%", "%%")
 
 
