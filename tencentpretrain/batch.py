@@ -5,11 +5,12 @@ Letters: B rows, S sequence, N predicted positions of the whole batch. A plug-in
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
-Batch = dict[str, Tensor]
+Batch: TypeAlias = "dict[str, Tensor]"  # preprocess.py reads this file and needs no torch
 
 IGNORED = -100  # the label of a position where nothing is predicted
 

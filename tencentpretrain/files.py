@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,6 +45,7 @@ def complete_directory(path: Path) -> Iterator[Path]:
     """Like `complete_file` for a directory; `path` must not exist, or it is replaced as a whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    old = temporary.with_suffix(".old")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
@@ -53,7 +56,6 @@ def complete_directory(path: Path) -> Iterator[Path]:
                     os.fsync(handle.fileno())
         if path.exists():
             # The old one goes only when the new one is complete; between the two renames there is neither.
-            old = temporary.with_suffix(".old")
             path.rename(old)
             temporary.rename(path)
             shutil.rmtree(old)
@@ -61,8 +63,36 @@ def complete_directory(path: Path) -> Iterator[Path]:
             temporary.rename(path)
         sync_directory(path.parent)
     except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed runs left beside `path`, and put back what one of them was about to replace."""
+    for entry in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):  # '.old' before '.tmp'
+        found = re.fullmatch(r"\.(\d+)\.(old|tmp)", entry.name[len(path.name) + 1 :])
+        if found is None or _is_running(int(found[1])):
+            continue
+        if found[2] == "old" and not path.exists():
+            entry.rename(path)
+        elif entry.is_dir():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _is_running(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def read_json(path: Path) -> Any:

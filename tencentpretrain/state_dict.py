@@ -6,8 +6,10 @@ Nothing is ever unpickled except by torch.load(weights_only=True).
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +24,7 @@ from tencentpretrain.files import complete_file, read_json
 StateDict = dict[str, Tensor]
 
 _MAGIC = (
-    (b"version https://git-lfs", "a git-lfs pointer and not the file it stands for; fetch that with 'git lfs pull'"),
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself; fetch that with 'git lfs pull'"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),
     (b"BZh", "a bzip2 archive; unpack it first"),
     (b"\xfd7zXZ", "an xz archive; unpack it first"),
@@ -33,7 +35,7 @@ _MAGIC = (
 _WEBPAGE = (b"<!doctype", b"<html", b"<head", b"<?xml")
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "module")  # Lightning, many loops, fairseq, DeepSpeed
 _PREFIXES = ("module.", "_orig_mod.")  # DistributedDataParallel, torch.compile
-_WHOLE = ("model.safetensors", "pytorch_model.bin", "model.pt")
+WHOLE = ("model.safetensors", "pytorch_model.bin", "model.pt")
 _OTHER_STATE = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "training.pt")
 
 
@@ -57,7 +59,9 @@ def read_tensors(path: Path) -> StateDict:
         if head.startswith(magic):
             raise WeightsError(f"{path} is {what}.")
     if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(_WEBPAGE):
-        raise WeightsError(f"{path} is an HTML page, not weights: the download got a web page instead of the file.")
+        raise WeightsError(
+            f"{path} is an HTML page, not weights: the download got a web page instead of the file."
+        )
     if head[8:9] == b"{":
         return _read_safetensors(path, size)
     if head.startswith((b"PK\x03\x04", b"\x80")):
@@ -118,24 +122,28 @@ def _read_torch(path: Path) -> StateDict:
     with path.open("rb") as file:
         zipped = file.read(4) == b"PK\x03\x04"
     damaged = WeightsError(f"{path} is a truncated or damaged PyTorch file; copy or download it again.")
-    if zipped:
-        if not zipfile.is_zipfile(path):
-            raise damaged
-        with zipfile.ZipFile(path) as archive:
-            if not any(name.endswith("data.pkl") for name in archive.namelist()):
-                raise WeightsError(f"{path} is a zip archive without PyTorch tensors; expected a file of torch.save.")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        if zipped:
+            with zipfile.ZipFile(path) as archive:
+                names = archive.namelist()
+            if not any(name.endswith("data.pkl") for name in names):
+                raise WeightsError(
+                    f"{path} is a zip archive without PyTorch tensors; expected a file of torch.save."
+                )
+        with warnings.catch_warnings(action="ignore"):  # about pickle protocols
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
-        found = re.search(r"GLOBAL (\S+)|[Uu]nsupported (?:global|class|operand)[: ]+(\S+)", str(error))
-        if found is None and "Weights only load failed" not in str(error):
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        if found is None and "Unsupported operand" not in str(error):
             raise damaged from None
-        what = f" ({found[1] or found[2]})" if found else ""
         raise WeightsError(
-            f"{path} is a pickle with code in it{what}, not a plain state dict; it was not run. "
-            "If you trust its origin, save model.state_dict() again where that code is at home."
+            f"{path} is a pickle {f'with code in it ({found[1]})' if found else 'that may have code in it'}, "
+            "not a plain state dict; as it could run code, it was not opened. If you trust its origin, save "
+            "the model's state_dict() again where it was made."
         ) from None
-    except (RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError):
+    except (OSError, MemoryError, WeightsError):
+        raise
+    except Exception:  # damage shows as almost any error: struct, index, type, runtime …
         raise damaged from None
     return _unwrap(path, loaded)
 
@@ -158,10 +166,12 @@ def _unwrap(path: Path, loaded: Any) -> StateDict:
 
 
 def _read_directory(path: Path) -> StateDict:
-    for name in _WHOLE:
+    for name in WHOLE:
         if (path / name).is_file():
             return read_tensors(path / name)
-    indexes = sorted(path.glob("*.index.json"), key=lambda index: (".safetensors" not in index.name, index.name))
+    indexes = sorted(
+        path.glob("*.index.json"), key=lambda index: (".safetensors" not in index.name, index.name)
+    )
     if indexes:
         return _read_indexed(indexes[0])
     for suffix in (".safetensors", ".bin", ".pt"):
@@ -170,8 +180,8 @@ def _read_directory(path: Path) -> StateDict:
             return _merge({shard: read_tensors(shard) for shard in shards})
     there = sorted(file.name for file in path.iterdir())
     raise WeightsError(
-        f"{path} is a directory without weights (expected model.safetensors, pytorch_model.bin or shards with an "
-        f"index; it holds {', '.join(there[:6]) + (' …' if len(there) > 6 else '') if there else 'nothing'})."
+        f"{path} is a directory without weights (expected model.safetensors, pytorch_model.bin or shards; "
+        f"it holds {', '.join(there[:6]) + (' …' if len(there) > 6 else '') if there else 'nothing'})."
     )
 
 
@@ -186,11 +196,15 @@ def _read_indexed(index: Path) -> StateDict:
         raise WeightsError(f"{index} names files outside its directory: {', '.join(outside[:3])}.")
     missing = [name for name in names if not (index.parent / name).is_file()]
     if missing:
-        raise WeightsError(f"{index} names {len(missing)} files that are not there: {', '.join(missing[:3])}.")
+        raise WeightsError(
+            f"{index} names {len(missing)} files that are not there: {', '.join(missing[:3])}."
+        )
     merged = _merge({index.parent / name: read_tensors(index.parent / name) for name in names})
     absent = sorted(places.keys() - merged.keys())
     if absent:
-        raise WeightsError(f"{index} names {len(absent)} tensors that no file holds: {', '.join(absent[:3])}.")
+        raise WeightsError(
+            f"{index} names {len(absent)} tensors that no file holds: {', '.join(absent[:3])}."
+        )
     return merged
 
 
@@ -199,7 +213,9 @@ def _merge(shards: Mapping[Path, StateDict]) -> StateDict:
     for shard, tensors in shards.items():
         twice = [name for name in tensors if name in merged and not same(tensors[name], merged[name])]
         if twice:
-            raise WeightsError(f"{shard}: '{twice[0]}' is in another file of the directory too, with other values.")
+            raise WeightsError(
+                f"{shard}: '{twice[0]}' is in another file of the directory too, with other values."
+            )
         merged |= tensors
     return merged
 
@@ -219,7 +235,7 @@ def strip_wrappers(tensors: StateDict) -> StateDict:
 def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     """Write a state dict: safetensors if the name ends so, else torch.save; complete or not at all.
 
-    Tensors that share memory (tied weights) share it in a torch.save file too; safetensors holds each in full.
+    Tensors that share memory (tied weights) share it in the file of torch.save; safetensors holds both.
     """
     path = Path(path)
     copies: dict[tuple[Any, ...], Tensor] = {}
@@ -232,10 +248,27 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             whole = own.untyped_storage().nbytes() == own.nbytes
             copies[key] = own if whole and key not in copies else own.clone()
         plain[name] = copies[key]
-    with complete_file(path) as temporary:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import save_file
+    try:
+        with complete_file(path) as temporary:
+            if path.suffix == ".safetensors":
+                from safetensors.torch import save_file
 
-            save_file(plain, temporary, metadata={"format": "pt"})
-        else:
-            torch.save(plain, temporary)
+                temporary.touch()
+                mode = temporary.stat().st_mode  # as any file of this user; the library makes it private
+                save_file(plain, temporary, metadata={"format": "pt"})
+                temporary.chmod(mode)
+            else:
+                with temporary.open("wb") as file:
+                    torch.save(plain, file)
+    except Exception as error:
+        raise cause_on_disk(error, path) or error from None
+
+
+def cause_on_disk(error: Exception, path: Path) -> OSError | None:
+    """The failure of the operating system (a full disk) that a library's error hides."""
+    if isinstance(error.__context__, OSError):
+        number = error.__context__.errno
+    else:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        number = int(found[1]) if found else None
+    return None if number is None else OSError(number, os.strerror(number), str(path))

@@ -24,9 +24,10 @@ CONCERNS = (
 )  # fmt: skip
 
 __all__ = [
-    "CONCERNS", "AdversarialConfig", "ClassifierConfig", "DataConfig", "FinetuneConfig", "InferConfig",
-    "ModelConfig", "OptimizationConfig", "Option", "Options", "PreprocessConfig", "PretrainConfig",
-    "RunConfig", "TokenizerConfig", "as_json", "json_options", "load_config", "option", "options_of",
+    "CONCERNS", "AdversarialConfig", "ClassifierConfig", "ClassifierInferConfig", "DataConfig",
+    "FinetuneConfig", "InferConfig", "ModelConfig", "OptimizationConfig", "Option", "Options",
+    "PreprocessConfig", "PretrainConfig", "RunConfig", "TokenizerConfig", "as_json", "json_options",
+    "load_config", "option", "options_of",
 ]  # fmt: skip
 
 

@@ -1,0 +1,156 @@
+"""Preprocessing: MB of text a second and a process, and peak memory, beside the bare `tokenizers` library.
+
+Each round tokenises the same lines with the library alone (`encode_batch_fast`, lines in memory, result
+thrown away) and with preprocess.py's function (file to finished token store), one after the other, in
+processes of their own. Then corpora of growing size show whether memory grows with them.
+
+    python benchmarks/preprocess.py --megabytes 20 --rounds 3 --largest 200
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+LINES = 1000  # given to the library at once
+Result = dict[str, float]
+
+
+def sample(folder: Path, data_path: Path) -> tuple[bytes, Path]:
+    """Text with a document a line, and a vocabulary: the shared sample, else CPython's reference."""
+    corpus = data_path / "corpora" / "CLUECorpusSmall_sampled.txt"
+    if corpus.is_file():
+        return corpus.read_bytes(), data_path / "vocab" / "google_zh_vocab.txt"
+    import pydoc_data.topics
+
+    from tokenizers import BertWordPieceTokenizer
+
+    text = "\n".join(" ".join(topic.split()) for topic in pydoc_data.topics.topics.values()) + "\n"
+    trained = BertWordPieceTokenizer()
+    trained.train_from_iterator(text.splitlines(), vocab_size=8000, show_progress=False)
+    trained.save_model(str(folder))
+    return text.encode(), folder / "vocab.txt"
+
+
+def bare(corpus: Path, vocabulary: Path, _: int) -> None:
+    from tokenizers import BertWordPieceTokenizer
+
+    rust = BertWordPieceTokenizer(str(vocabulary))._tokenizer
+    lines = corpus.read_text(encoding="utf-8").splitlines()
+    with measured(corpus):
+        for start in range(0, len(lines), LINES):
+            rust.encode_batch_fast(lines[start : start + LINES], add_special_tokens=False)
+
+
+def ours(corpus: Path, vocabulary: Path, processes_num: int) -> None:
+    from tencentpretrain.config import PreprocessConfig, TokenizerConfig
+    from tencentpretrain.data.preprocess import preprocess
+    from tencentpretrain.tokenizers import build_tokenizer
+
+    tokenizer = build_tokenizer(TokenizerConfig(vocab_path=str(vocabulary)))
+    config = PreprocessConfig(
+        corpus_path=(str(corpus),),
+        dataset_path=str(corpus.with_suffix(".store")),
+        processes_num=processes_num,
+    )
+    with measured(corpus):
+        preprocess(config, "documents", tokenizer)
+
+
+class measured:  # noqa: N801 (used as a statement)
+    """Print time, CPU time and peak memory of what is inside, as JSON."""
+
+    def __init__(self, corpus: Path) -> None:
+        self.megabytes = corpus.stat().st_size / 1e6
+
+    def __enter__(self) -> None:
+        self.wall, self.cpu = time.perf_counter(), self._cpu()
+
+    def __exit__(self, *_: object) -> None:
+        memory = {
+            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "worker_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
+        }
+        wall, cpu = time.perf_counter() - self.wall, self._cpu() - self.cpu
+        print(json.dumps({"speed": self.megabytes / wall, "cpu_speed": self.megabytes / cpu, **memory}))
+
+    @staticmethod
+    def _cpu() -> float:
+        return sum(os.times()[:4])
+
+
+def run(part: str, corpus: Path, vocabulary: Path, processes_num: int = 1) -> Result:
+    done = subprocess.run(
+        [sys.executable, __file__, "--part", part, str(corpus), str(vocabulary), str(processes_num)],
+        env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    result: Result = json.loads(done.stdout)
+    return result
+
+
+def row(name: str, results: list[Result], processes_num: int = 1) -> tuple[float, float]:
+    def middle(key: str) -> float:
+        return statistics.median(result[key] for result in results)
+
+    speed, cpu_speed = middle("speed") / processes_num, middle("cpu_speed")
+    memory, worker_memory = (max(result[key] for result in results) for key in ("memory", "worker_memory"))
+    workers = f"{worker_memory:12.0f}" if worker_memory else f"{'–':>12}"
+    print(f"{name:34} {speed:12.2f} {cpu_speed:14.2f} {memory:10.0f} {workers}", flush=True)
+    return speed, cpu_speed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_path", type=Path, default=SHARED, help="default: ../shared/data")
+    parser.add_argument("--megabytes", type=int, default=20, help="text tokenised in a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--largest", type=int, default=200, help="megabytes of the largest corpus for memory")
+    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.part:
+        part, corpus, vocabulary, processes_num = arguments.part
+        {"bare": bare, "ours": ours}[part](Path(corpus), Path(vocabulary), int(processes_num))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        text, vocabulary = sample(folder, arguments.data_path)
+
+        def corpus_of(megabytes: int) -> Path:
+            path = folder / f"{megabytes}.txt"
+            with path.open("wb") as file:
+                for _ in range(max(1, round(megabytes * 1e6 / len(text)))):
+                    file.write(text)
+            return path
+
+        print(f"{'':34} {'MB/s/process':>12} {'MB/CPU-second':>14} {'MB memory':>10} {'of a worker':>12}")
+        corpus = corpus_of(arguments.megabytes)
+        pairs = [
+            (run("bare", corpus, vocabulary), run("ours", corpus, vocabulary))
+            for _ in range(arguments.rounds)
+        ]
+        library = row("tokenizers, encode_batch_fast", [pair[0] for pair in pairs])
+        one = row("preprocess, 1 process", [pair[1] for pair in pairs])
+        print(f"  ratio: {one[0] / library[0]:.2f} by time, {one[1] / library[1]:.2f} by CPU time")
+        for megabytes in (arguments.largest // 100, arguments.largest // 10, arguments.largest):
+            corpus = corpus_of(max(megabytes, 1))
+            row(f"preprocess, 2 processes, {corpus.stem} MB", [run("ours", corpus, vocabulary, 2)], 2)
+            corpus.unlink()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""BERT (Devlin et al. 2019): `BertForPreTraining`, `BertForMaskedLM`, `BertModel`."""
+
+from __future__ import annotations
+
+from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.steps import PadRows
+
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_fast",
+    "gelu_pytorch_tanh": "gelu_fast",
+    "gelu_fast": "gelu_fast",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+    "linear": "linear",
+}
+
+
+def linear(theirs: str, ours: str, part: str | None = None) -> tuple[Rule, ...]:
+    return tuple(Rule(f"{theirs}.{kind}", f"{ours}.{kind}", part=part) for kind in ("weight", "bias"))
+
+
+def norm(theirs: str, ours: str, part: str | None = None) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{theirs}.weight", f"{ours}.gamma", part=part),
+        Rule(f"{theirs}.bias", f"{ours}.beta", part=part),
+    )
+
+
+_LAYER = "bert.encoder.layer.{}"
+_OURS = "encoder.transformer.{}"
+
+BERT = Family(
+    name="bert",
+    prefix="bert.",
+    rules=(
+        Rule("bert.embeddings.word_embeddings.weight", "embedding.word.embedding.weight"),
+        Rule("bert.embeddings.position_embeddings.weight", "embedding.pos.embedding.weight"),
+        # Segment 0 is padding at ours, which they have no vector for.
+        Rule(
+            "bert.embeddings.token_type_embeddings.weight",
+            "embedding.seg.embedding.weight",
+            (PadRows(front=1),),
+        ),
+        *norm("bert.embeddings.LayerNorm", "embedding.layer_norm"),
+        *linear(f"{_LAYER}.attention.self.query", f"{_OURS}.self_attn.linear_layers.0"),
+        *linear(f"{_LAYER}.attention.self.key", f"{_OURS}.self_attn.linear_layers.1"),
+        *linear(f"{_LAYER}.attention.self.value", f"{_OURS}.self_attn.linear_layers.2"),
+        *linear(f"{_LAYER}.attention.output.dense", f"{_OURS}.self_attn.final_linear"),
+        *norm(f"{_LAYER}.attention.output.LayerNorm", f"{_OURS}.layer_norm_1"),
+        *linear(f"{_LAYER}.intermediate.dense", f"{_OURS}.feed_forward.linear_1"),
+        *linear(f"{_LAYER}.output.dense", f"{_OURS}.feed_forward.linear_2"),
+        *norm(f"{_LAYER}.output.LayerNorm", f"{_OURS}.layer_norm_2"),
+        *linear("cls.predictions.transform.dense", "target.mlm.linear_1", part="mlm"),
+        *norm("cls.predictions.transform.LayerNorm", "target.mlm.layer_norm", part="mlm"),
+        *linear("cls.predictions.decoder", "target.mlm.linear_2", part="mlm"),
+        *linear("bert.pooler.dense", "target.sp.linear_1", part="sp"),
+        *linear("cls.seq_relationship", "target.sp.linear_2", part="sp"),
+    ),
+    shared=(
+        Shared("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
+        Shared("cls.predictions.decoder.bias", "cls.predictions.bias"),
+    ),
+    spellings=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    ignored=(
+        r"bert\.embeddings\.(position|token_type)_ids",
+        r"(classifier|qa_outputs)\.(weight|bias)",
+    ),
+    settings=(
+        Setting(("hidden_size", "emb_size"), "hidden_size", 768),
+        Setting(("layers_num",), "num_hidden_layers", 12),
+        Setting(("heads_num",), "num_attention_heads", 12),
+        Setting(("feedforward_size",), "intermediate_size", 3072),
+        Setting(("hidden_act",), "hidden_act", "gelu", ACTIVATIONS),
+        Setting(("max_seq_length",), "max_position_embeddings", 512),
+        Setting(("dropout",), "hidden_dropout_prob", 0.1),
+        Setting(("dropout",), "attention_probs_dropout_prob", 0.1),
+        Setting(("layernorm_eps",), "layer_norm_eps", 1e-12),
+        Setting(("tie_weights",), "tie_word_embeddings", True),
+    ),
+    fixed_ours={
+        "embedding": ("word", "pos", "seg"),
+        "encoder": "transformer",
+        "mask": "fully_visible",
+        "layernorm": "normal",
+        "layernorm_positioning": "post",
+        "feed_forward": "dense",
+        "attention_head_size": None,
+        "remove_embedding_layernorm": False,
+        "remove_transformer_bias": False,
+        "remove_attention_scale": False,
+        "parameter_sharing": False,
+        "factorized_embedding_parameterization": False,
+        "pooling": "first",
+    },
+    fixed_theirs={
+        "type_vocab_size": 2,
+        "position_embedding_type": "absolute",
+        "is_decoder": False,
+        "add_cross_attention": False,
+    },
+    types={"bert": ("mlm", "sp"), "mlm": ("mlm",)},
+    architectures={
+        ("mlm", "sp"): "BertForPreTraining",
+        ("mlm",): "BertForMaskedLM",
+        ("sp",): "BertForNextSentencePrediction",
+        (): "BertModel",
+    },
+    tokenizer_class="BertTokenizer",
+    tokenizer_files={"vocab_path": "vocab.txt"},
+    token_ids={"pad_token_id": "pad"},
+)

@@ -1,0 +1,1 @@
+"""From corpus files to batches: readers, the token store, processors, masking, loading."""

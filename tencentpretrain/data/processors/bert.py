@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from tencentpretrain.config.data import DataConfig
+from tencentpretrain.data.masking import Masking
+from tencentpretrain.data.processors.base import (
+    MASK,
+    ROW,
+    Arrays,
+    Processor,
+    first_at_least,
+    fit_pair,
+    pair_rows,
+)
+from tencentpretrain.data.random import Bools, Ints, UInts, below, heads, streams, uniform
+from tencentpretrain.errors import ConfigError, DataError
+from tencentpretrain.registry import PROCESSORS
+
+if TYPE_CHECKING:
+    from tencentpretrain.data.store import TokenStore
+    from tencentpretrain.tokenizers.base import Tokenizer
+
+_CHUNK = 1 << 18  # sentences planned at a time
+
+# What the numbers of a row's stream decide.
+_SHORT, _LENGTH, _SPLIT, _PAIR, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B = range(8)
+
+
+class _Draft(NamedTuple):
+    """What a sample that begins with a given sentence consists of; each [B]."""
+
+    target: Ints  # tokens it should have
+    split: Ints  # sentence that ends its first segment (exclusive)
+    end: Ints  # sentence that ends its text (exclusive)
+    random: Bools  # whether its second segment comes from another document
+
+
+@PROCESSORS.register("bert")
+class BertProcessor(Processor):
+    """Hidden tokens and next sentence prediction (Devlin et al. 2019, section 3.1, appendix A.2).
+
+    Sentences of a document are gathered until a sample is full, and split in two at random; in half of the
+    samples the second segment is replaced by text from a random document. A sample's key is its first
+    sentence: all it consists of is drawn for that sentence, and with it where the next sample begins.
+    """
+
+    name = "bert"
+    layout = "sentences"
+    readable = ("sentences", "documents")  # of a store of documents every sentence is alone; see below
+    provides = ("input_ids", "segment_ids", "mlm_labels", "sp_labels")
+
+    def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(store, config, tokenizer)
+        if config.seq_length < 5:
+            raise ConfigError(
+                f"`seq_length` must be at least 5 for data processor 'bert', but is {config.seq_length}."
+            )
+        if store.sentences_num == store.documents_num:
+            raise DataError(
+                f"{store.path}: no document has two sentences, which next sentence prediction needs; data "
+                "processor 'bert' expects a corpus with a sentence a line and empty lines between documents "
+                "(for a document a line there is 'mlm')."
+            )
+        if store.documents_num == 1:
+            raise DataError(
+                f"{store.path}: there is one document only, so none to take random second segments from; "
+                "data processor 'bert' expects a corpus with empty lines between documents."
+            )
+        self._masking = Masking(config, tokenizer)
+        self._room = config.seq_length - 3  # [CLS] a [SEP] b [SEP]
+
+    def plan(self, epoch: int) -> Ints:
+        found, start = [], 0
+        for chunk in range(0, self.store.sentences_num, _CHUNK):
+            following = self._following(chunk, epoch).tolist()
+            # Documents lie one after another, so one chain of starts leads through all of them.
+            starts = []
+            while start < chunk + len(following):
+                starts.append(start)
+                start = following[start - chunk]
+            found.append(np.array(starts, np.int64))
+        return np.concatenate(found)
+
+    def _following(self, chunk: int, epoch: int) -> Ints:
+        """For each sentence of a chunk where the next sample begins if one begins with it."""
+        last = self.store.sentences_num
+        # A copy of the offsets a search may meet is read several times as fast as the store.
+        ends = self.store.sentence_ends(np.arange(chunk, min(chunk + _CHUNK + self._room, last)))
+        sentences = np.arange(chunk, min(chunk + _CHUNK, last))
+        draft = self._draft(sentences, np.full_like(sentences, epoch), lambda ids: ends[ids - chunk])
+        # What a random second segment replaced is used by the next sample.
+        return np.where(draft.random, draft.split, draft.end)
+
+    def build(self, keys: Ints, epochs: Ints) -> Arrays:
+        store = self.store
+        draft = self._draft(keys, epochs, store.sentence_ends)
+        stream = self.streams(keys, epochs, ROW)
+        first = store.sentence_starts(keys)
+        first_length = store.sentence_ends(draft.split - 1) - first
+        second, second_end = self._random_text(keys, draft.target - first_length, stream)
+        second = np.where(draft.random, second, first + first_length)
+        second_end = np.where(draft.random, second_end, store.sentence_ends(draft.end - 1))
+        second_length = second_end - second
+
+        # What is too much goes from the longer segment, token by token, from its front or its back.
+        lengths = fit_pair(first_length, second_length, self._room)
+        first = first + heads(first_length - lengths[0], streams(stream, _FRONT_A))
+        second = second + heads(second_length - lengths[1], streams(stream, _FRONT_B))
+        input_ids, segment_ids = pair_rows(self, (first, second), lengths)
+        seen, labels = self._masking(input_ids, self.streams(keys, epochs, MASK))
+        return {
+            "input_ids": seen,
+            "segment_ids": segment_ids,
+            "mlm_labels": labels,
+            "sp_labels": draft.random.astype(np.int64),
+        }
+
+    def _draft(self, first: Ints, epochs: Ints, sentence_ends: Callable[[Ints], Ints]) -> _Draft:
+        """What the samples consist of that begin with the sentences `first` [B]."""
+        store, stream = self.store, self.streams(first, epochs, ROW)
+        short = uniform(stream, _SHORT) < self.config.short_seq_prob
+        target = np.where(short, 2 + below(self._room - 1, stream, _LENGTH), self._room)
+        document_end = store.document_ends(store.document_of_sentence(first))
+        # Sentences have at least one token, so `target` of them are enough.
+        high = np.minimum(first + target, document_end) - 1
+        end = first_at_least(sentence_ends, first, high, store.sentence_starts(first) + target) + 1
+        split = first + 1 + below(np.maximum(end - first - 1, 1), stream, _SPLIT)
+        random = (end == first + 1) | (uniform(stream, _PAIR) < 0.5)
+        return _Draft(target, split, end, random)
+
+    def _random_text(self, keys: Ints, wanted: Ints, stream: UInts) -> tuple[Ints, Ints]:
+        """Start and end of `wanted` [B] tokens or more, in whole sentences, from a random other document."""
+        store = self.store
+        document = below(store.documents_num - 1, stream, _DOCUMENT)
+        document += document >= store.document_of_sentence(keys)
+        low, high = store.document_starts(document), store.document_ends(document)
+        sentence = low + below(high - low, stream, _SENTENCE)
+        start = store.sentence_starts(sentence)
+        last = first_at_least(store.sentence_ends, sentence, high - 1, start + wanted)
+        return start, store.sentence_ends(last)

@@ -1,0 +1,253 @@
+"""The token store: a corpus as arrays on disk, tokenised once, memory-mapped by whatever builds examples.
+
+A directory with, per shard, `00000.tokens` (ids), `00000.sentences` (n+1 token offsets), `00000.documents`
+(m+1 sentence offsets; absent where every document is one sentence) and `00000.labels` (one a document, in
+labelled corpora); the tokenizer; and `meta.json`, written last. `writer.py` writes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tencentpretrain.errors import DataError, UserError
+from tencentpretrain.files import read_json
+
+if TYPE_CHECKING:
+    from tencentpretrain.tokenizers.base import Tokenizer
+
+Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.int64]
+
+FORMAT = "tencentpretrain token store"
+VERSION = 1
+COUNTS = ("tokens_num", "sentences_num", "documents_num")
+DTYPES = {"sentences": "uint32", "documents": "uint32", "labels": "int32"}  # that of tokens is in meta.json
+REMAKE = "make it with preprocess.py"  # what to do about an unusable store
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One part of a store; offsets inside the arrays are relative to the shard."""
+
+    tokens: Array
+    sentences: Array
+    documents: Array | None  # None: every document is one sentence
+    labels: Array | None
+    first_token: int
+    first_sentence: int
+    first_document: int
+
+
+class TokenStore:
+    """A tokenised corpus. Tokens, sentences and documents are numbered through all shards.
+
+    Use `TokenStore.open`. All accessors take arrays of any shape and return int64 arrays of that shape.
+    """
+
+    def __init__(self, path: Path, meta: dict[str, Any], shards: list[Shard]) -> None:
+        self.path = path
+        self.meta = meta
+        self.shards = shards
+        self.layout: str = meta["layout"]
+        self.options: dict[str, Any] = meta["options"]
+        self.tokens_num: int = meta["tokens_num"]
+        self.sentences_num: int = meta["sentences_num"]
+        self.documents_num: int = meta["documents_num"]
+        self.labels_num: int = meta["labels_num"]
+        self._first_tokens = np.array([shard.first_token for shard in shards])
+        self._first_sentences = np.array([shard.first_sentence for shard in shards])
+        self._first_documents = np.array([shard.first_document for shard in shards])
+        self._tokenizer: Tokenizer | None = None
+
+    def __reduce__(self) -> tuple[Callable[[Path], TokenStore], tuple[Path]]:
+        return TokenStore.open, (self.path,)  # another process maps the files itself
+
+    @classmethod
+    def open(cls, path: str | Path) -> TokenStore:
+        """Map a store; sizes are checked, contents only by `verify`.
+
+        Raises:
+            DataError: not a store, incomplete, truncated, or written by a newer version.
+        """
+        path = Path(path)
+        meta = read_meta(path)
+        try:
+            shards = []
+            firsts = [0, 0, 0]
+            for entry in meta["shards"]:
+                shards.append(_open_shard(path, entry, meta["dtype"], firsts))
+                firsts = [first + entry[count] for first, count in zip(firsts, COUNTS, strict=True)]
+            if not shards or firsts != [meta[count] for count in COUNTS]:
+                raise DataError(f"{path}: the shards do not add up to what meta.json says; {REMAKE} again.")
+            return cls(path, meta, shards)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"{path / 'meta.json'} is damaged ({error!r}); {REMAKE} again.") from None
+
+    def verify(self) -> None:
+        """Compare every file with its checksum; reads the whole store.
+
+        Raises:
+            DataError: a file was changed.
+        """
+        for entry in self.meta["shards"]:
+            for name, file in entry["files"].items():
+                digest = hashlib.blake2b(digest_size=16)
+                with (self.path / name).open("rb") as handle:
+                    while block := handle.read(1 << 20):
+                        digest.update(block)
+                if digest.hexdigest() != file["blake2b"]:
+                    raise DataError(f"{self.path / name} is damaged: its checksum is wrong; {REMAKE} again.")
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer the store was made with."""
+        if self._tokenizer is None:
+            from tencentpretrain.tokenizers import load_tokenizer
+
+            tokenizer = load_tokenizer(self.path / "tokenizer")
+            if tokenizer.fingerprint != self.meta["tokenizer"]["fingerprint"]:
+                raise DataError(
+                    f"{self.path / 'tokenizer'} is not the tokenizer the store was made with; {REMAKE} again."
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    def tokens_at(self, positions: Indices) -> Indices:
+        """Token ids at positions of the store."""
+        return self._gather(positions, self._first_tokens, lambda shard, local: shard.tokens[local])
+
+    def sentence_starts(self, sentences: Indices) -> Indices:
+        """Position of the first token of each sentence."""
+        return self._gather(sentences, self._first_sentences, _first_token)
+
+    def sentence_ends(self, sentences: Indices) -> Indices:
+        """Position after the last token of each sentence."""
+        return self._gather(
+            sentences, self._first_sentences, lambda shard, local: _first_token(shard, local + 1)
+        )
+
+    def document_starts(self, documents: Indices) -> Indices:
+        """The first sentence of each document."""
+        return self._gather(documents, self._first_documents, _first_sentence)
+
+    def document_ends(self, documents: Indices) -> Indices:
+        """The sentence after the last one of each document."""
+        return self._gather(
+            documents, self._first_documents, lambda shard, local: _first_sentence(shard, local + 1)
+        )
+
+    def document_of_sentence(self, sentences: Indices) -> Indices:
+        """The document each sentence belongs to."""
+        return self._gather(sentences, self._first_sentences, _document_of_sentence)
+
+    def labels_at(self, documents: Indices) -> Indices:
+        """Labels of documents, in a labelled store."""
+        return self._gather(documents, self._first_documents, _labels)
+
+    def _gather(self, ids: Indices, firsts: Indices, look_up: Callable[[Shard, Indices], Array]) -> Indices:
+        ids = np.asarray(ids, dtype=np.int64)
+        if len(self.shards) == 1:
+            return look_up(self.shards[0], ids).astype(np.int64, copy=False)
+        found = np.empty(ids.shape, dtype=np.int64)
+        where = np.searchsorted(firsts, ids, side="right") - 1
+        for number in np.unique(where):
+            here = where == number
+            found[here] = look_up(self.shards[number], ids[here] - firsts[number])
+        return found
+
+
+def _first_token(shard: Shard, sentences: Indices) -> Array:
+    return shard.sentences[sentences] + np.int64(shard.first_token)
+
+
+def _first_sentence(shard: Shard, documents: Indices) -> Array:
+    offsets = documents if shard.documents is None else shard.documents[documents]
+    return offsets + np.int64(shard.first_sentence)
+
+
+def _document_of_sentence(shard: Shard, sentences: Indices) -> Array:
+    if shard.documents is None:
+        return sentences + shard.first_document
+    # Keys of another type than the array's would make numpy convert the whole array.
+    keys = sentences.astype(shard.documents.dtype)
+    return np.searchsorted(shard.documents, keys, side="right") - 1 + shard.first_document
+
+
+def _labels(shard: Shard, documents: Indices) -> Array:
+    assert shard.labels is not None, "only a store of layout 'labelled' has labels"
+    return shard.labels[documents]
+
+
+def _open_shard(path: Path, entry: dict[str, Any], dtype: str, firsts: list[int]) -> Shard:
+    dtypes = DTYPES | {"tokens": dtype}
+    arrays = {}
+    for name, file in entry["files"].items():
+        kind = name.partition(".")[2]
+        arrays[kind] = _map(path / name, np.dtype(dtypes[kind]).newbyteorder("<"), file["size"])
+    tokens, sentences, documents, labels = (
+        arrays["tokens"], arrays["sentences"], arrays.get("documents"), arrays.get("labels"),
+    )  # fmt: skip
+    tokens_num, sentences_num, documents_num = (entry[count] for count in COUNTS)
+    fits = len(tokens) == tokens_num
+    fits = fits and len(sentences) == sentences_num + 1 and sentences[-1] == tokens_num
+    if documents is None:
+        fits = fits and documents_num == sentences_num
+    else:
+        fits = fits and len(documents) == documents_num + 1 and documents[-1] == sentences_num
+    if not fits or (labels is not None and len(labels) != documents_num):
+        raise DataError(f"{path}: its arrays do not fit each other; {REMAKE} again.")
+    return Shard(tokens, sentences, documents, labels, *firsts)
+
+
+def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
+    try:
+        found = path.stat().st_size
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing, so the token store is incomplete; {REMAKE} again.") from None
+    if found != size:
+        raise DataError(
+            f"{path} has {found} bytes instead of {size}: the token store is truncated or was changed; "
+            f"copy it again or {REMAKE} again."
+        )
+    if size == 0:
+        return np.empty(0, dtype)
+    # A plain array over the mapping: indexing a np.memmap costs several times as much.
+    return np.memmap(path, dtype=dtype, mode="r", shape=(size // dtype.itemsize,)).view(np.ndarray)
+
+
+def read_meta(path: Path) -> dict[str, Any]:
+    """What `meta.json` of a store says.
+
+    Raises:
+        DataError: `path` is not a complete token store of this version.
+    """
+    if path.is_file():
+        raise DataError(
+            f"{path} is a file, expected the directory of a token store. Datasets of other toolkits cannot "
+            f"be read; {REMAKE} from the corpus."
+        )
+    if not path.is_dir():
+        raise DataError(f"{path}: there is no such token store; {REMAKE}.")
+    if not (path / "meta.json").is_file():
+        if any(path.glob("*.tokens")):
+            raise DataError(f"{path}: the token store has no meta.json, so it is incomplete; {REMAKE} again.")
+        raise DataError(f"{path} is not a token store (it has no meta.json); {REMAKE}.")
+    try:
+        meta = read_json(path / "meta.json")
+    except UserError as error:
+        raise DataError(f"{path} is not a usable token store: {error}") from None
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise DataError(f"{path} is not a token store (its meta.json is of something else); {REMAKE}.")
+    if meta.get("version") != VERSION:
+        raise DataError(
+            f"{path} is a token store of version {meta.get('version')}, but this program reads version "
+            f"{VERSION}; update the program or {REMAKE} again."
+        )
+    return meta

@@ -1,0 +1,164 @@
+"""What lies beside a weights file, `<file>.json`: enough to load it again without repeating an option."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tencentpretrain.config import ModelConfig, Options, as_json, options_of
+from tencentpretrain.config.load import read_model_json
+from tencentpretrain.errors import ConfigError
+from tencentpretrain.files import complete_directory, read_json, write_json
+
+if TYPE_CHECKING:
+    from tencentpretrain.tokenizers import Tokenizer
+
+# These may differ from what the weights were made with: they belong to the target, or to training only.
+CHANGEABLE = frozenset({"dropout", "target", "target_weights", "pooling", "tie_weights", "has_lmtarget_bias"})
+
+
+def description_path(path: str | Path) -> Path:
+    """Where the description of a weights file (or directory) lies."""
+    path = Path(path)
+    return path.with_name(f"{path.name}.json")
+
+
+def write_description(
+    path: str | Path,
+    config: ModelConfig,
+    tokenizer: Tokenizer | None,
+    labels: Sequence[Any] | None = None,
+    plugins: Sequence[str] = (),
+    *,
+    labels_num: int | None = None,
+    vocab_size: int | None = None,
+    further: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `<path>.json`, and the tokenizer into a directory beside it, which all steps of a run share.
+
+    Args:
+        labels: names of the classes, in the order of their numbers.
+        labels_num: where the classes have no names.
+        vocab_size: rows of the word embedding; default: the tokenizer's.
+        further: options that whoever loads the weights starts from.
+    """
+    path = Path(path)
+    value = as_json(config)
+    if tokenizer is not None:
+        directory = _save_tokenizer(path, tokenizer)
+        value |= {
+            "tokenizer": tokenizer.kind,
+            "tokenizer_path": directory.name,
+            "tokenizer_fingerprint": tokenizer.fingerprint,
+            "special_tokens": dict(tokenizer.special_tokens),
+        }
+        vocab_size = vocab_size or tokenizer.vocab_size
+    known = {
+        "vocab_size": vocab_size,
+        "labels_num": labels_num if labels is None else len(labels),
+        "labels": None if labels is None else list(labels),
+        "plugins": list(plugins) or None,
+    }
+    value |= {name: entry for name, entry in known.items() if entry is not None}
+    write_json(description_path(path), value | dict(further or {}))
+
+
+def _save_tokenizer(path: Path, tokenizer: Tokenizer) -> Path:
+    """A directory with the tokenizer: `<output>.tokenizer`, for `<output>` and every `<output>-<step>`.
+
+    Where another tokenizer has that name (weights of an earlier run need it), the fingerprint is added.
+    """
+    from tencentpretrain.tokenizers.base import DESCRIPTION_NAME
+
+    usual = path.with_name(re.sub(r"-\d+$", "", path.name) + ".tokenizer")
+    for directory in (usual, usual.with_name(f"{usual.name}-{tokenizer.fingerprint[:8]}")):
+        if not directory.exists():
+            with complete_directory(directory) as temporary:
+                tokenizer.save(temporary)
+            return directory
+        saved = directory / DESCRIPTION_NAME
+        if saved.is_file() and read_json(saved).get("fingerprint") == tokenizer.fingerprint:
+            return directory
+    raise ConfigError(f"{usual} is not a tokenizer of this toolkit; move it away, its name is needed.")
+
+
+def read_description(path: str | Path) -> dict[str, Any] | None:
+    """What is known about weights, as flat options, from `<path>.json` or a Hugging Face config.json.
+
+    Further keys are those of `write_description`. None: nothing is known (a plain file of another toolkit).
+
+    Raises:
+        UserError: the description cannot be read.
+    """
+    from tencentpretrain.conversion import huggingface
+
+    path = Path(path)
+    if huggingface.is_model_directory(path):
+        return huggingface.describe(path)
+    if description_path(path).is_file():
+        return read_model_json(description_path(path))
+    return None
+
+
+def described_config(path: str | Path, description: Mapping[str, Any]) -> ModelConfig:
+    """The model configuration in a description.
+
+    Raises:
+        ConfigError: a value of it is wrong.
+    """
+    options = Options("", ModelConfig, arguments=[])
+    options.add_layer(str(description_path(path)), description)
+    (config,) = options.build(ModelConfig)
+    assert isinstance(config, ModelConfig)
+    return config
+
+
+def check_against_description(
+    config: ModelConfig,
+    description: Mapping[str, Any] | None,
+    path: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    labels_num: int | None = None,
+) -> None:
+    """Refuse options that contradict what the weights at `path` were made with.
+
+    Args:
+        config: the configuration in force; what may change (CHANGEABLE) is not compared.
+        description: of `read_description`; None: nothing to contradict.
+        tokenizer, labels_num: compared where given.
+
+    Raises:
+        ConfigError: with every contradiction.
+    """
+    if description is None:
+        return
+    problems = []
+    for name, option in options_of(ModelConfig).items():
+        if name in CHANGEABLE or name not in description:
+            continue
+        try:
+            made_with = option.decode(description[name])
+        except ValueError as error:
+            problems.append(f"{path}: `{name}` of its description: {error}.")
+            continue
+        given = getattr(config, name)
+        if given != made_with:
+            problems.append(f"`{name}` is {_words(given)}, but the weights {path} have {_words(made_with)}.")
+    fingerprint = description.get("tokenizer_fingerprint")
+    if tokenizer is not None and fingerprint not in (None, tokenizer.fingerprint):
+        problems.append(
+            f"the weights {path} were made with another tokenizer than the one given; leave it out."
+        )
+    if labels_num is not None and description.get("labels_num") not in (None, labels_num):
+        problems.append(
+            f"`labels_num` is {labels_num}, but the weights {path} have {description['labels_num']}."
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _words(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)

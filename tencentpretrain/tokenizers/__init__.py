@@ -1,0 +1,10 @@
+"""Tokenizers by name, and the functions that make one."""
+
+from __future__ import annotations
+
+from tencentpretrain.tokenizers import bpe, simple, spm, wordpiece  # noqa: F401  (they register themselves)
+from tencentpretrain.tokenizers.base import Tokenizer
+from tencentpretrain.tokenizers.load import build_tokenizer, load_tokenizer
+from tencentpretrain.tokenizers.rows import encode
+
+__all__ = ["Tokenizer", "build_tokenizer", "encode", "load_tokenizer"]

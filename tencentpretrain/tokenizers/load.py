@@ -1,0 +1,153 @@
+"""A tokenizer from options, or from the directory where one is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from tencentpretrain.config.tokenizer import TokenizerConfig
+from tencentpretrain.errors import DataError
+from tencentpretrain.files import read_json
+from tencentpretrain.registry import TOKENIZERS
+from tencentpretrain.tokenizers.base import DESCRIPTION_NAME, Tokenizer
+from tencentpretrain.tokenizers.vocabulary import MAP_NAME
+
+
+def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
+    """The tokenizer that the options describe. A SentencePiece model replaces a vocabulary, as published.
+
+    Raises:
+        ConfigError: no such tokenizer, or it needs a file that no option names.
+        DataError: a file that is not what it should be.
+    """
+    kind = config.tokenizer
+    if config.spm_model_path is not None and kind != "xlmroberta":
+        kind = "sentencepiece"
+    tokenizer: Tokenizer = TOKENIZERS[kind](dataclasses.replace(config, tokenizer=kind))
+    return tokenizer
+
+
+def load_tokenizer(source: str | Path | TokenizerConfig) -> Tokenizer:
+    """A tokenizer from where one is kept.
+
+    Args:
+        source: a directory that `Tokenizer.save` wrote; a Hugging Face directory; a weights file of ours,
+            or the description `<weights>.json` beside it; or the options.
+
+    Raises:
+        DataError: nothing of the kind there, or its files were changed after it was saved.
+    """
+    if isinstance(source, TokenizerConfig):
+        return build_tokenizer(source)
+    path = Path(source)
+    if path.is_dir():
+        saved = (path / DESCRIPTION_NAME).is_file()
+        return _load_saved(path) if saved else build_tokenizer(_huggingface_options(path))
+    description = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
+    if not description.is_file():
+        raise DataError(
+            f"{path}: expected a directory with a tokenizer, or weights and '{description.name}'."
+        )
+    value = _read_object(description)
+    if not isinstance(value.get("tokenizer_path"), str):
+        raise DataError(f"{description} names no tokenizer (key 'tokenizer_path').")
+    return load_tokenizer(description.parent / value["tokenizer_path"])
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected an object ({{…}}), but is {type(value).__name__} instead.")
+    return value
+
+
+def _load_saved(directory: Path) -> Tokenizer:
+    value = _read_object(directory / DESCRIPTION_NAME)
+    fields = {field.name for field in dataclasses.fields(TokenizerConfig)}
+    options: dict[str, Any] = {name: given for name, given in value.items() if name in fields}
+    options |= {name: str(directory / str(file)) for name, file in options.items() if name.endswith("_path")}
+    options["special_tokens_map_path"] = str(directory / MAP_NAME)
+    tokenizer = build_tokenizer(TokenizerConfig(**options))
+    if tokenizer.fingerprint != value.get("fingerprint"):
+        raise DataError(
+            f"{directory}: files of the tokenizer were changed after it was saved; copy it again."
+        )
+    return tokenizer
+
+
+def _huggingface_options(directory: Path) -> TokenizerConfig:
+    """Options for the files of a Hugging Face directory, which may describe more than our tokenizers do.
+
+    Raises:
+        DataError: no file of a tokenizer, or one that splits text in a way that ours do not.
+    """
+    settings_path = directory / "tokenizer_config.json"
+    settings = _read_object(settings_path) if settings_path.is_file() else {}
+    options: dict[str, Any] = {}
+    if (directory / MAP_NAME).is_file():
+        options["special_tokens_map_path"] = str(directory / MAP_NAME)
+    elif settings:
+        options["special_tokens_map_path"] = str(settings_path)
+
+    for name in ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model"):
+        if (directory / name).is_file():
+            kind = "xlmroberta" if name == "sentencepiece.bpe.model" else "sentencepiece"
+            theirs = settings.get("tokenizer_class") or "XLMRobertaTokenizer"
+            if kind == "xlmroberta" and "XLMRoberta" not in theirs:
+                raise DataError(f"{directory}: there is no tokenizer for {theirs} here.")
+            return TokenizerConfig(tokenizer=kind, spm_model_path=str(directory / name), **options)
+
+    parts = _read_object(directory / "tokenizer.json") if (directory / "tokenizer.json").is_file() else {}
+    model = (parts.get("model") or {}).get("type")
+    if model == "WordPiece" or (not parts and (directory / "vocab.txt").is_file()):
+        return _like_bert(directory, settings, parts, options)
+    if model == "BPE" or (not parts and (directory / "vocab.json").is_file()):
+        byte_level = {"add_prefix_space": False, "use_regex": True}
+        _check(directory, parts, "normalizer", {"type": None})
+        _check(directory, parts, "pre_tokenizer", {"type": "ByteLevel", **byte_level})
+        _check(directory, {"settings": settings}, "settings", {"add_prefix_space": False})
+        vocab_path, merges_path = directory / "vocab.json", directory / "merges.txt"
+        if parts:
+            vocab_path = merges_path = directory / "tokenizer.json"
+        return TokenizerConfig(
+            tokenizer="bpe", vocab_path=str(vocab_path), merges_path=str(merges_path), **options
+        )
+    if parts:
+        raise DataError(
+            f"{directory}: no tokenizer here is like its {model} model; give a SentencePiece file."
+        )
+    raise DataError(
+        f"{directory}: no tokenizer in it (vocab.txt, vocab.json and merges.txt, tokenizer.json, "
+        "sentencepiece.bpe.model, spiece.model or tokenizer.model)."
+    )
+
+
+def _like_bert(
+    directory: Path, settings: dict[str, Any], parts: dict[str, Any], options: dict[str, Any]
+) -> TokenizerConfig:
+    lower = settings.get("do_lower_case", (parts.get("normalizer") or {}).get("lowercase", True))
+    ours = {
+        "clean_text": True,
+        "handle_chinese_chars": True,
+        "lowercase": lower,
+        "strip_accents": (None, lower),
+    }
+    _check(directory, parts, "normalizer", {"type": "BertNormalizer", **ours})
+    _check(directory, parts, "pre_tokenizer", {"type": "BertPreTokenizer"})
+    _check(directory, parts, "model", {"continuing_subword_prefix": "##", "max_input_chars_per_word": 100})
+    ours = {"tokenize_chinese_chars": True, "strip_accents": (None, lower)}
+    _check(directory, {"settings": settings}, "settings", ours)
+    path = directory / ("tokenizer.json" if parts else "vocab.txt")
+    return TokenizerConfig(tokenizer="bert", vocab_path=str(path), do_lower_case=bool(lower), **options)
+
+
+def _check(directory: Path, parts: dict[str, Any], part: str, expected: dict[str, Any]) -> None:
+    """Refuse what would give other ids; a setting that is not there is as expected."""
+    given = parts.get(part) or {}
+    for name, value in expected.items():
+        allowed = value if isinstance(value, tuple) else (value,)
+        if given.get(name, allowed[0]) not in allowed:
+            raise DataError(
+                f"{directory}: its tokenizer has {part} {name} {given[name]!r}; ours is {allowed[-1]!r}."
+            )

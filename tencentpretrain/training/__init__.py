@@ -1,0 +1,1 @@
+"""Carrying out a run: schedules, optimizers, the engine, checkpoints, reports, the loop."""

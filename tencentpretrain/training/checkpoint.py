@@ -1,0 +1,218 @@
+"""Training states: written whole or not at all, found again, and the weights that are published from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import glob
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tencentpretrain.errors import ConfigError, UserError
+from tencentpretrain.files import (
+    complete_directory,
+    complete_file,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
+from tencentpretrain.state_dict import cause_on_disk, read_tensors, save_weights
+
+log = logging.getLogger("tencentpretrain")
+
+MARKER = "COMPLETE"  # the file of a state that is written last; lists the others with size and digest
+FORMAT = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A training state on disk.
+
+    Attributes:
+        serial: counts the states of an output path; the newest has the largest.
+        options: what must be the same to go on from here, by name.
+    """
+
+    path: Path
+    step: int
+    serial: int
+    options: dict[str, Any]
+
+
+class Checkpoints:
+    """The training states and weights of one output path.
+
+    Args:
+        output: final weights; `<output>-<step>` and `<output>.states/<step>/` lie beside it.
+        options: what a run must share with a state to continue from it, by option name.
+        describe: writes what lies beside a weights file, `<file>.json`.
+        keep: states that are kept; weights files all are.
+    """
+
+    def __init__(
+        self, output: Path, options: Mapping[str, Any], describe: Callable[[Path], None], keep: int = 2
+    ) -> None:
+        self.output, self._options, self._describe, self._keep = output, dict(options), describe, keep
+        self.directory = output.with_name(output.name + ".states")
+        self._weights_name = "model.safetensors" if output.suffix == ".safetensors" else "model.pt"
+        self._saved: State | None = None  # the newest of this run
+
+    def prepare(self) -> None:
+        """Make the directories, so that a path that cannot be written is known before hours of training."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with complete_file(self.directory / "probe") as temporary:
+                temporary.write_bytes(b"")
+            (self.directory / "probe").unlink()
+        except OSError as error:
+            raise UserError(
+                f"--output_model_path {self.output}: cannot write there ({error.strerror}: {error.filename})."
+            ) from None
+        if self.output.is_dir():
+            raise UserError(f"--output_model_path {self.output} is a directory; give the name of a file.")
+        for left_over in [
+            *self.directory.glob(".*"), *self.output.parent.glob(f".{glob.escape(self.output.name)}*.tmp")
+        ]:  # fmt: skip
+            name = left_over.name[1:].rsplit(".", 2)[0]  # of .<name>.<process>.tmp, see files.py
+            remove_leftovers(left_over.with_name(name))
+
+    def find(self, resume: str) -> State | None:
+        """The state to continue from.
+
+        Args:
+            resume: `auto` (the newest complete one, if any), `never`, or the path of a state.
+
+        Raises:
+            ConfigError: the state was made with other options.
+            UserError: the path given holds no complete state.
+        """
+        if resume == "never":
+            return None
+        if resume == "auto":
+            state = next((state for state in self._states() if self._intact(state)), None)
+        else:
+            state = self._read(Path(resume))
+            if state is None or not self._intact(state):
+                raise UserError(
+                    f"--resume {resume}: not a complete training state; expected auto, never, or a directory "
+                    "<output_model_path>.states/<step>."
+                )
+        if state is not None:
+            self._check_options(state)
+            self._saved = state
+        return state
+
+    def load(self, state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and the rest of a state, on the CPU."""
+        published = self._published(state.step)
+        if state.path.parent == self.directory and not published.exists():
+            self.publish(published)  # the run was killed between the two
+        weights = next(path for path in state.path.iterdir() if path.stem == "model")
+        training = torch.load(state.path / "training.pt", map_location="cpu", weights_only=True)
+        return read_tensors(weights), training
+
+    def save(self, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> Path:
+        """Write a state and its weights file; nothing is there under its name before it is complete.
+
+        Raises:
+            UserError: the disk is full or cannot be written; what was complete before still is.
+        """
+        serial = max((state.serial for state in self._states()), default=0) + 1
+        target = self.directory / str(step)
+        try:
+            with complete_directory(target) as temporary:
+                save_weights(dict(weights), temporary / self._weights_name)
+                with (temporary / "training.pt").open("wb") as file:
+                    torch.save(dict(training), file)
+                files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
+                marker = {"format": FORMAT, "step": step, "serial": serial, "options": self._options}
+                write_json(temporary / MARKER, marker | {"files": files})
+            self._saved = State(target, step, serial, self._options)
+            self.publish(self._published(step))
+        except Exception as failure:
+            error = failure if isinstance(failure, OSError) else cause_on_disk(failure, target)
+            if error is None:
+                raise
+            newest = next(self._states(), None)
+            kept = f"the newest complete is of step {newest.step}" if newest else "there is no earlier"
+            raise UserError(
+                f"cannot save the training state {target}: {error.strerror or error}; {kept}. "
+                "Free space or fix the path, and give the same command again to continue."
+            ) from None
+        for old in list(self._states())[self._keep :]:
+            shutil.rmtree(old.path)
+        return target
+
+    def _published(self, step: int) -> Path:
+        return self.output.with_name(f"{self.output.name}-{step}")
+
+    def publish(self, path: Path) -> None:
+        """Give the weights of the newest state the name `path`, with their description beside it."""
+        assert self._saved is not None
+        self._describe(path)
+        source = next(file for file in self._saved.path.iterdir() if file.stem == "model")
+        with complete_file(path) as temporary:
+            try:
+                os.link(source, temporary)
+            except OSError:  # another file system, or one without links
+                shutil.copyfile(source, temporary)
+
+    @property
+    def newest(self) -> State | None:
+        """The newest state of this run."""
+        return self._saved
+
+    def _states(self) -> Iterator[State]:
+        """States that claim to be complete, newest first."""
+        paths = self.directory.iterdir() if self.directory.is_dir() else ()
+        found = [state for path in paths if path.name.isdigit() and (state := self._read(path)) is not None]
+        return iter(sorted(found, key=lambda state: -state.serial))
+
+    def _read(self, path: Path) -> State | None:
+        if not (path / MARKER).is_file():
+            if path.is_dir():
+                log.info(f"resume: {path} is incomplete and is passed over")
+            return None
+        try:
+            marker = read_json(path / MARKER)
+            return State(path, marker["step"], marker["serial"], marker["options"])
+        except (UserError, KeyError, TypeError):
+            log.info(f"resume: {path} is damaged ({MARKER} cannot be read) and is passed over")
+            return None
+
+    def _intact(self, state: State) -> bool:
+        for name, (size, digest) in read_json(state.path / MARKER)["files"].items():
+            path = state.path / name
+            if not path.is_file() or path.stat().st_size != size or _fingerprint(path) != [size, digest]:
+                log.info(f"resume: {state.path} is damaged ({name}) and is passed over")
+                return False
+        return True
+
+    def _check_options(self, state: State) -> None:
+        names = sorted(self._options.keys() | state.options.keys())
+        different = [name for name in names if self._options.get(name) != state.options.get(name)]
+        if different:
+            raise ConfigError(
+                [
+                    f"the training state {state.path} was made with other options. Give the same, or another "
+                    "--output_model_path, or --resume never to start anew:",
+                    *(
+                        f"{name}: {state.options.get(name)} there, {self._options.get(name)} now"
+                        for name in different
+                    ),
+                ]
+            )
+
+
+def _fingerprint(path: Path) -> list[Any]:
+    """Size and digest of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    return [path.stat().st_size, digest]

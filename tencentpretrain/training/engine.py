@@ -1,0 +1,156 @@
+"""The engine of one device: it alone knows where the model lives and in what precision it computes."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tencentpretrain.batch import Batch
+from tencentpretrain.errors import ConfigError
+from tencentpretrain.targets.output import TargetOutput
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+# Dense bf16/fp16 FLOP/s (vendors' data sheets); the first of these that the device's name contains.
+PEAKS = {
+    "B200": 2250e12, "H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "H800": 989e12, "H20": 148e12,
+    "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12, "T4": 65e12,
+    "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+
+
+def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+    """The precision to compute in, and why.
+
+    Raises:
+        ConfigError: fp16 on a device that does not have it.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise ConfigError(
+            "--precision fp16 needs a GPU, but the device is the CPU; use fp32, bf16 or auto, which chooses."
+        )
+    if precision != "auto":
+        return precision, "as asked"
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if native:
+        return "bf16", "the device multiplies it natively"
+    return "fp32", "the device does not multiply bf16 natively"
+
+
+class SingleEngine:
+    """One process, one device.
+
+    `prepare` once; then for every update `forward` and `backward` for each micro-batch, `clip` and `step`.
+    """
+
+    rank = 0
+    world_size = 1
+
+    def __init__(self, precision: str = "auto", compile: bool = False) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.precision, self._why = choose_precision(precision, self.device)
+        self.compile = compile
+        self.skips_overflow = self.precision == "fp16"  # updates whose gradient is not finite are left out
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.skips_overflow)
+        self.model: nn.Module
+        self.optimizer: Optimizer
+        self._call: Callable[[Batch], TargetOutput]
+
+    def decisions(self) -> list[str]:
+        """A line for each thing that was decided here."""
+        if self.device.type == "cuda":
+            name = torch.cuda.get_device_name()
+        else:
+            name = f"{torch.get_num_threads()} threads"
+        return [
+            f"device: {self.device.type} ({name})",
+            f"engine: single{', compiled' if self.compile else ''}",
+            f"precision: {self.precision} ({self._why})",
+        ]
+
+    def prepare(
+        self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer] | None = None
+    ) -> None:
+        """Take over a model; without an optimizer for `forward` only."""
+        self.model = model.to(self.device)
+        if make_optimizer is not None:
+            self.optimizer = make_optimizer(self.model)
+            self._parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
+        self._call = torch.compile(self.model) if self.compile else self.model
+
+    def seed(self, seed: int) -> None:
+        """Start the device's random numbers (dropout) anew."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def forward(self, batch: Batch) -> TargetOutput:
+        """Run the model on a batch of CPU tensors."""
+        moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
+        dtype = DTYPES.get(self.precision)
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            return self._call(moved)
+
+    def backward(self, loss: Tensor, last: bool = True) -> None:
+        """Add up gradients; at the `last` micro-batch of an update, engines with ranks exchange them."""
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+
+    def gradient(self, loss: Tensor, weight: Tensor) -> Tensor:
+        """The gradient of one weight, up to a positive factor; nothing is added up anywhere."""
+        return torch.autograd.grad(self._scaler.scale(loss), [weight])[0]
+
+    def clip(self, max_norm: float) -> Tensor:
+        """Scale gradients down to `max_norm` (0: leave them) and return their norm, still on the device."""
+        self._scaler.unscale_(self.optimizer)
+        if max_norm > 0:
+            return nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+    def step(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self._scaler.step(self.optimizer)
+        self._scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def reduce(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Sums over all ranks."""
+        return dict(values)
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The model's weights, and what else training needs to go on."""
+        training = {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+        return self.model.state_dict(), training
+
+    def load_state(self, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(training["optimizer"])
+        if training["scaler"]:
+            self._scaler.load_state_dict(training["scaler"])
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def memory_gb(self) -> float:
+        """Largest amount of memory used so far: the device's, or on a CPU the process's."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated() / 1e9
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Matrix throughput of the device in this precision in FLOP/s, if it is known."""
+        if self.device.type != "cuda" or self.precision == "fp32":
+            return None
+        name = torch.cuda.get_device_name()
+        return next((peak for known, peak in PEAKS.items() if known in name), None)

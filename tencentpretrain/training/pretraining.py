@@ -1,0 +1,319 @@
+"""How a pre-training run is put together from its options."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tencentpretrain.config import (
+    DataConfig,
+    ModelConfig,
+    OptimizationConfig,
+    Options,
+    PretrainConfig,
+    RunConfig,
+    TokenizerConfig,
+    as_json,
+    json_options,
+    options_of,
+)
+from tencentpretrain.data.loader import DataPosition, Loader
+from tencentpretrain.data.processors.base import Processor
+from tencentpretrain.data.store import TokenStore
+from tencentpretrain.description import check_against_description, read_description, write_description
+from tencentpretrain.errors import ConfigError, DataError
+from tencentpretrain.model import Model, build_model, check_provided
+from tencentpretrain.registry import PROCESSORS, load_plugins
+from tencentpretrain.tokenizers import build_tokenizer
+from tencentpretrain.training.checkpoint import Checkpoints, State
+from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.estimate import Cost, measure_cost, parameters_num, state_bytes
+from tencentpretrain.training.optimizers import make_optimizer
+from tencentpretrain.training.report import Report
+from tencentpretrain.training.schedules import make_schedule
+from tencentpretrain.training.trainer import Plan, Trainer
+from tencentpretrain.weights import load_weights
+
+log = logging.getLogger("tencentpretrain")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What was asked for, resolved and checked, and the dataset it is about."""
+
+    model: ModelConfig
+    data: DataConfig
+    optimization: OptimizationConfig
+    run: RunConfig
+    pretrain: PretrainConfig
+    store: TokenStore
+    labels_num: int | None
+    notes: list[str]
+
+    @property
+    def configs(self) -> tuple[Any, ...]:
+        return self.model, self.data, self.optimization, self.run, self.pretrain
+
+
+def read_settings(arguments: Sequence[str] | None = None) -> Settings:
+    """Options of the command line, the JSON file, what lies beside pre-trained weights, and the dataset.
+
+    Raises:
+        UserError: with what is wrong; nothing was written.
+    """
+    concerns = (ModelConfig, TokenizerConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig)
+    options = Options("Pre-train a model on a token store.", *concerns, arguments=arguments)
+    pretrained = options.get("pretrained_model_path")
+    description = read_description(pretrained) if pretrained else None
+    if description is None or options.given("config_path"):
+        options.add_json(options.get("config_path"), json_options())
+    if description is not None:
+        load_plugins(tuple(description.get("plugins", ())))
+        known = {*options_of(ModelConfig), "plugins"}
+        options.add_layer(pretrained, {name: value for name, value in description.items() if name in known})
+    store = TokenStore.open(options.get("dataset_path"))
+    options.add_layer(f"{store.path}/meta.json", store.options | _tokenizer_options(store))
+    model, tokenizer, data, optimization, run, pretrain = options.build(*concerns)
+    _check_tokenizer(store, tokenizer, options.given("tokenizer"))
+    if description is not None:
+        check_against_description(model, description, pretrained, tokenizer=store.tokenizer)
+    processor = PROCESSORS[data.data_processor]
+    check_provided(model, processor.provides, data.data_processor)
+    if "pos" in model.embedding and data.seq_length > model.max_seq_length:
+        raise ConfigError(
+            f"`seq_length` ({data.seq_length}) must not exceed `max_seq_length` ({model.max_seq_length}), "
+            "the number of position embeddings."
+        )
+    labels_num = _labels_num(store, pretrain.labels_num)
+    return Settings(model, data, optimization, run, pretrain, store, labels_num, options.notes)
+
+
+def _tokenizer_options(store: TokenStore) -> dict[str, Any]:
+    """The dataset's own tokenizer options, so that giving its vocabulary alone gives its tokenizer."""
+    names = {field.name for field in dataclasses.fields(TokenizerConfig)}
+    own = {name: value for name, value in store.tokenizer.options.items() if name in names}
+    return {"tokenizer": store.tokenizer.kind, **own}
+
+
+def _check_tokenizer(store: TokenStore, config: TokenizerConfig, kind_given: bool) -> None:
+    paths = [path for path in (config.vocab_path, config.spm_model_path) if path is not None]
+    if paths:
+        same = build_tokenizer(config).fingerprint == store.tokenizer.fingerprint
+    else:
+        same = not kind_given or config.tokenizer == store.tokenizer.kind
+    if not same:
+        raise DataError(
+            f"{store.path} was made with another tokenizer (its own: {store.tokenizer.kind}, "
+            f"{store.tokenizer.vocab_size} tokens, {store.path / 'tokenizer'}) than the one given "
+            f"({', '.join([config.tokenizer, *paths])}). Leave the tokenizer options out, or make the "
+            "dataset again with preprocess.py."
+        )
+
+
+def _labels_num(store: TokenStore, given: int | None) -> int | None:
+    if given is not None and given < store.labels_num:
+        raise DataError(f"--labels_num is {given}, but {store.path} has labels up to {store.labels_num - 1}.")
+    return given or store.labels_num or None
+
+
+def make_model(settings: Settings) -> Model:
+    """The model with its initial weights, which are a function of the seed."""
+    torch.manual_seed(settings.data.seed)
+    model = build_model(settings.model, settings.store.tokenizer.vocab_size, settings.labels_num)
+    if settings.pretrain.deep_init:
+        deep_init(model, settings.model.layers_num)
+    if settings.pretrain.activation_checkpointing:
+        checkpoint_activations(model)
+    return model
+
+
+def checkpoint_activations(model: Model) -> None:
+    """Let every module that can recompute its activations in the backward pass do so."""
+    able = [module for module in model.modules() if hasattr(module, "activation_checkpointing")]
+    if not able:
+        raise ConfigError("--activation_checkpointing: no module of this model can recompute.")
+    for module in able:
+        module.activation_checkpointing = True  # type: ignore[assignment]
+
+
+def deep_init(model: Model, layers_num: int) -> None:
+    """Scale what each layer adds to the residual stream by 1/√(2·layers) (Radford et al. 2019, §2.3)."""
+    ends = ("final_linear.weight", "linear_2.weight")
+    outputs = [parameter for name, parameter in model.encoder.named_parameters() if name.endswith(ends)]
+    if not outputs:
+        raise ConfigError("--deep_init scales the output layers of a transformer, but the encoder has none.")
+    with torch.no_grad():
+        for parameter in outputs:
+            parameter.div_(math.sqrt(2 * layers_num))
+
+
+def make_processor(settings: Settings, store: TokenStore) -> Processor:
+    processor: Processor = PROCESSORS[settings.data.data_processor](store, settings.data, store.tokenizer)
+    return processor
+
+
+def make_loader(settings: Settings, store: TokenStore, workers_num: int, pin_memory: bool = False) -> Loader:
+    processor = make_processor(settings, store)
+    return Loader(processor, settings.run.batch_size, settings.data.seed, workers_num, pin_memory=pin_memory)
+
+
+def validation_store(settings: Settings) -> TokenStore | None:
+    path = settings.pretrain.eval_dataset_path
+    if path is None:
+        return None
+    store = TokenStore.open(path)
+    if store.tokenizer.fingerprint != settings.store.tokenizer.fingerprint:
+        raise DataError(
+            f"--eval_dataset_path {path} was made with another tokenizer than {settings.store.path}; make it "
+            "again with the same one."
+        )
+    if settings.labels_num is not None and store.labels_num > settings.labels_num:
+        raise DataError(f"--eval_dataset_path {path} has labels up to {store.labels_num - 1}, the model has "
+                        f"{settings.labels_num} classes.")  # fmt: skip
+    return store
+
+
+def make_checkpoints(settings: Settings) -> Checkpoints:
+    """Training states; a run goes on from one only if what decides its course is the same."""
+    shards = json.dumps(settings.store.meta["shards"], sort_keys=True).encode()
+    decisive = as_json(settings.model, settings.data) | {
+        "dataset_path": f"contents {hashlib.blake2b(shards, digest_size=6).hexdigest()}",
+        "labels_num": settings.labels_num,
+        "batch_size": settings.run.batch_size,
+        "accumulation_steps": settings.pretrain.accumulation_steps,
+        "optimizer": settings.optimization.optimizer,
+    }
+
+    def describe(path: Path) -> None:
+        write_description(
+            path,
+            settings.model,
+            settings.store.tokenizer,
+            plugins=settings.run.plugins,
+            labels_num=settings.labels_num,
+        )
+
+    output = Path(settings.pretrain.output_model_path)
+    return Checkpoints(output, json.loads(json.dumps(decisive)), describe, settings.pretrain.keep_checkpoints)
+
+
+def make_trainer(settings: Settings) -> Trainer:
+    """Everything that trains, in the state it goes on from."""
+    pretrain = settings.pretrain
+    engine = SingleEngine(settings.run.precision, settings.run.compile)
+    for line in [*settings.notes, *engine.decisions()]:
+        log.info(line)
+    checkpoints = make_checkpoints(settings)
+    checkpoints.prepare()
+    state = checkpoints.find(pretrain.resume)
+    if state is not None and state.step > pretrain.total_steps:
+        raise ConfigError(
+            f"--total_steps is {pretrain.total_steps}, but {state.path} is of step {state.step}."
+        )
+    model = make_model(settings)
+    log.info(f"model: {describe_model(settings, model)}")
+    if pretrain.pretrained_model_path and state is None:
+        for line in str(load_weights(model, pretrain.pretrained_model_path)).splitlines():
+            log.info(line)
+    engine.prepare(model, partial(make_optimizer, config=settings.optimization))
+    on_gpu = engine.device.type != "cpu"
+    loader = make_loader(settings, settings.store, pretrain.workers_num, pin_memory=on_gpu)
+    held_out = validation_store(settings)
+    validation = make_loader(settings, held_out, pretrain.workers_num, on_gpu) if held_out else None
+    for line in describe_data(settings, loader, validation):
+        log.info(line)
+    plan = Plan(
+        pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
+        pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
+        settings.data.seed, flops_per_token=_cost(settings)[1] if engine.peak_flops else None,
+    )  # fmt: skip
+    log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
+    report = Report(log_dir, pretrain.total_steps, state.step if state else 0)
+    schedule = make_schedule(settings.optimization, pretrain.total_steps)
+    trainer = Trainer(engine, loader, validation, schedule, checkpoints, report, plan)
+    if state is not None:
+        trainer.restore(*checkpoints.load(state))
+    log.info(f"resume: {_resume_line(pretrain.resume, state)}")
+    return trainer
+
+
+def _resume_line(resume: str, state: State | None) -> str:
+    if state is not None:
+        return f"continuing from step {state.step}, {state.path}"
+    why = "--resume never" if resume == "never" else "there is no earlier training state"
+    return f"starting at step 0 ({why})"
+
+
+def describe_model(settings: Settings, model: Model) -> str:
+    config = settings.model
+    return (
+        f"{'+'.join(config.embedding)} → {config.encoder} ({config.layers_num} layers of "
+        f"{config.hidden_size}) → {'+'.join(config.target)}, {parameters_num(model):,} parameters"
+    )
+
+
+def describe_data(settings: Settings, loader: Loader, validation: Loader | None) -> list[str]:
+    store, samples = settings.store, loader.samples_num()
+    steps = settings.pretrain.total_steps
+    batch = settings.run.batch_size * settings.pretrain.accumulation_steps
+    lines = [
+        f"data: {store.path}, {store.tokens_num:,} tokens in {store.documents_num:,} documents, "
+        f"{samples:,} {settings.data.data_processor} samples of up to {settings.data.seq_length} tokens; "
+        f"{steps:,} steps of {batch} samples are {steps * batch / samples:.2f} epochs"
+    ]
+    if validation is not None:
+        path = settings.pretrain.eval_dataset_path
+        lines.append(f"validation: {path}, {validation.samples_num():,} samples")
+    return lines
+
+
+def _cost(settings: Settings) -> tuple[Cost, float, int]:
+    """Cost of the first batch, FLOPs of a token in it, and its real tokens."""
+    loaded = next(make_loader(settings, settings.store, workers_num=0).batches(DataPosition()))
+    vocab_size = settings.store.tokenizer.vocab_size
+    cost = measure_cost(lambda: build_model(settings.model, vocab_size, settings.labels_num), loaded.batch)
+    return cost, cost.flops / loaded.batch["input_ids"].numel(), loaded.tokens
+
+
+def dry_run(settings: Settings) -> str:
+    """What would be trained, and what it would cost; nothing is written."""
+    pretrain, engine = settings.pretrain, SingleEngine(settings.run.precision, settings.run.compile)
+    with torch.device("meta"):
+        model = build_model(settings.model, settings.store.tokenizer.vocab_size, settings.labels_num)
+    loader = make_loader(settings, settings.store, workers_num=0)
+    held_out = validation_store(settings)
+    validation = make_loader(settings, held_out, workers_num=0) if held_out else None
+    cost, _, tokens = _cost(settings)
+    total = parameters_num(model)
+    states = state_bytes(total, settings.optimization.optimizer)
+    state = make_checkpoints(settings).find(pretrain.resume)
+    options = as_json(*settings.configs).items()
+    lines = [
+        *settings.notes, *engine.decisions(), f"model: {describe_model(settings, model)}", "modules:",
+        *(f"  {name:24s} {parameters_num(module):>14,d}" for name, module in _parts(model)),
+        *describe_data(settings, loader, validation), f"resume: {_resume_line(pretrain.resume, state)}",
+        f"step: {pretrain.accumulation_steps} × {settings.run.batch_size} samples, about "
+        f"{tokens * pretrain.accumulation_steps:,} tokens without padding, "
+        f"{cost.flops * pretrain.accumulation_steps / 1e9:,.1f} GFLOP",
+        f"memory: about {(states + cost.activations) / 1e9:.2f} GB: {states / 1e9:.2f} weights, gradients, "
+        f"optimizer; {cost.activations / 1e9:.2f} activations of a batch in fp32",
+        f"disk: {(states - 4 * total) / 1e9:.2f} GB a training state, {pretrain.keep_checkpoints} are kept",
+        "options:", *(f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in options),
+    ]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _parts(model: Model) -> list[tuple[str, torch.nn.Module]]:
+    embeddings = [(f"embedding {name}", module) for name, module in model.embedding.named_children()]
+    targets = [(f"target {name}", module) for name, module in model.target.named_children()]
+    parts = [*embeddings, (f"encoder {model.config.encoder}", model.encoder), *targets]
+    return [(name, module) for name, module in parts if parameters_num(module)]

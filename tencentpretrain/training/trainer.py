@@ -1,0 +1,277 @@
+"""The loop: fetch, forward, backward, update; and now and then report, validate, save."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tencentpretrain.batch import FIELDS, labels_of
+from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader
+from tencentpretrain.errors import Terminated, UserError
+from tencentpretrain.targets.output import Part, TargetOutput
+from tencentpretrain.training.checkpoint import Checkpoints
+from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.report import Report
+
+log = logging.getLogger("tencentpretrain")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How long, and how often what.
+
+    Attributes:
+        flops_per_token: of the model, forward and backward, to tell how much of the device's peak is used.
+    """
+
+    total_steps: int
+    accumulation_steps: int
+    report_steps: int
+    save_steps: int
+    eval_steps: int
+    max_grad_norm: float
+    seed: int
+    flops_per_token: float | None = None
+
+
+class Sums:
+    """Named sums that stay on the device until somebody reads them."""
+
+    def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
+        self.values: dict[str, Tensor] = dict(values or {})
+
+    def add(self, name: str, value: Tensor | float) -> None:
+        value = torch.as_tensor(value).detach().double()
+        self.values[name] = self.values[name].to(value.device) + value if name in self.values else value
+
+    def add_output(self, output: TargetOutput) -> None:
+        for name, part in output.parts.items():
+            self.add(f"loss_{name}", part.loss_sum)
+            self.add(f"count_{name}", part.count)
+        for name, (total, count) in output.metrics.items():
+            self.add(name, total)
+            self.add(f"count_{name}", count)
+
+    def read(self) -> dict[str, float]:
+        """All sums at once; the device is waited for once."""
+        device = next((value.device for value in self.values.values() if value.device.type != "cpu"), None)
+        values = [value.to(device) for value in self.values.values()]
+        return dict(zip(self.values, torch.stack(values).tolist(), strict=True)) if values else {}
+
+
+def means(sums: Mapping[str, float]) -> dict[str, float]:
+    """Loss of each target, then each metric: sum by count."""
+    names = [name for name in sums if f"count_{name.removeprefix('loss_')}" in sums]
+    names.sort(key=lambda name: not name.startswith("loss_"))
+    return {name: sums[name] / max(sums[f"count_{name.removeprefix('loss_')}"], 1) for name in names}
+
+
+@contextlib.contextmanager
+def deferred_signals() -> Iterator[list[int]]:
+    """Collect the first Ctrl-C or SIGTERM instead of breaking off; a second one acts at once."""
+    received: list[int] = []
+    before: dict[int, Any] = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        restore()
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, note)
+    try:
+        yield received
+    finally:
+        restore()
+
+
+class Trainer:
+    """Trains the engine's model.
+
+    Args:
+        loader: of training batches, endless.
+        validation: of held-out batches, or None.
+        learning_rate: of the update that follows a number of updates.
+    """
+
+    def __init__(
+        self,
+        engine: SingleEngine,
+        loader: Loader,
+        validation: Loader | None,
+        learning_rate: Callable[[int], float],
+        checkpoints: Checkpoints,
+        report: Report,
+        plan: Plan,
+    ) -> None:
+        self.engine, self.loader, self.validation = engine, loader, validation
+        self.learning_rate, self.plan = learning_rate, plan
+        self.checkpoints, self.report = checkpoints, report
+        self.step = 0  # updates done
+        self.tokens = 0  # real tokens seen
+        self.position = DataPosition(0, 0)
+        self.sums = Sums()  # since the last report
+        self._saved_step = 0
+
+    def restore(self, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
+        """Go on where a training state was saved."""
+        self.engine.load_state(weights, training)
+        self.step = self._saved_step = training["step"]
+        self.tokens, self.position = training["tokens"], DataPosition(*training["position"])
+        self.sums = Sums(training["sums"])
+
+    def train(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            KeyboardInterrupt, Terminated: asked to stop; the state is saved.
+            UserError: the loss is not finite, or a checkpoint cannot be written.
+        """
+        batches = self.loader.batches(self.position)
+        self._first_step, self._begin = self.step, time.monotonic()
+        self._start_interval()
+        with deferred_signals() as stop:
+            while self.step < self.plan.total_steps:
+                self._update(batches)
+                last = self.step == self.plan.total_steps
+                if self.step % self.plan.report_steps == 0 or last:
+                    self._tell()
+                with self._off_the_clock():
+                    if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
+                        self._validate(stop)
+                    if self.step % self.plan.save_steps == 0 or last or stop:
+                        self._save()
+                if stop and not last:
+                    log.info(f"stopped after step {self.step}; the same command continues from there")
+                    raise KeyboardInterrupt if stop[0] == signal.SIGINT else Terminated
+        self.checkpoints.publish(self.checkpoints.output)
+        log.info(f"done: the weights after step {self.step} are in {self.checkpoints.output}")
+
+    def _update(self, batches: Iterator[LoadedBatch]) -> None:
+        """One update of the weights.
+
+        Each target's loss is divided by its count over all micro-batches and ranks, so that the gradient is
+        that of one big batch. Dropout is a function of seed and step, so that resuming needs no random state.
+        """
+        self.engine.seed((self.plan.seed * 0x9E3779B1 + self.step) % 2**32)
+        start = time.monotonic()
+        loaded = [next(batches) for _ in range(self.plan.accumulation_steps)]
+        self._waited += time.monotonic() - start
+        counts = self.engine.reduce(
+            {name: sum(micro.counts[name] for micro in loaded) for name in loaded[0].counts}
+        )
+        for number, micro in enumerate(loaded, start=1):
+            output = self.engine.forward(micro.batch)
+            loss = output.normalised(counts)
+            self.engine.backward(loss, last=number == len(loaded))
+            self.sums.add("loss", loss)
+            self.sums.add_output(output)
+        norm = self.engine.clip(self.plan.max_grad_norm)
+        finite = norm.isfinite()
+        self.sums.add("grad_norm", torch.where(finite, norm, 0.0))
+        self.sums.add("updates", finite)
+        self.sums.add("steps", 1)
+        self.engine.step(self.learning_rate(self.step))
+        self.step += 1
+        self.position = loaded[-1].position
+        self.tokens += sum(micro.tokens for micro in loaded)
+        self.report.stepped()
+
+    def _tell(self) -> None:
+        """Report what happened since the last report."""
+        sums = self.engine.reduce(self._read_sums())
+        seconds = max(time.monotonic() - self._interval_begin, 1e-9)
+        tokens_per_second = (self.tokens - self._interval_tokens) / seconds
+        record: dict[str, Any] = {"step": self.step, "loss": sums["loss"] / sums["steps"]} | means(sums)
+        peak, flops = self.engine.peak_flops, self.plan.flops_per_token
+        record |= {
+            "learning_rate": self.learning_rate(self.step - 1),
+            "grad_norm": sums["grad_norm"] / max(sums["updates"], 1),
+            "tokens": self.tokens,
+            "tokens_per_second": tokens_per_second,
+            "mfu": flops * tokens_per_second / peak if flops and peak else None,
+            "memory_gb": self.engine.memory_gb(),
+            "data_wait": self._waited / seconds,
+            "time": time.time(),
+        }
+        pace = (time.monotonic() - self._begin) / (self.step - self._first_step)
+        self.report.training(record, seconds_left=pace * (self.plan.total_steps - self.step))
+        self.sums = Sums()
+        self._start_interval()
+
+    def _start_interval(self) -> None:
+        self._interval_begin, self._interval_tokens, self._waited = time.monotonic(), self.tokens, 0.0
+
+    def _read_sums(self) -> dict[str, float]:
+        sums = self.sums.read()
+        overflow = sums.get("updates", 0) < sums.get("steps", 0) and not self.engine.skips_overflow
+        if overflow or not math.isfinite(sums.get("loss", 0.0)):
+            newest = self.checkpoints.newest
+            kept = f"The newest training state is of step {newest.step}" if newest else "Nothing was saved"
+            raise UserError(
+                f"the {'gradient' if overflow else 'loss'} stopped being finite before step {self.step}. "
+                f"{kept}; lower --learning_rate, raise --warmup, or use --precision fp32."
+            )
+        return sums
+
+    @contextlib.contextmanager
+    def _off_the_clock(self) -> Iterator[None]:
+        """What is done inside does not count as training time."""
+        start = time.monotonic()
+        yield
+        self._interval_begin += time.monotonic() - start
+
+    def _validate(self, stop: list[int]) -> None:
+        """Loss over all held-out batches, and the perplexity of the targets that predict tokens."""
+        assert self.validation is not None
+        sums, output = Sums(), None
+        self.engine.model.eval()
+        with torch.no_grad():
+            for loaded in self.validation.one_pass():
+                if stop:
+                    break
+                output = self.engine.forward(loaded.batch)
+                sums.add_output(output)
+        self.engine.model.train()
+        if stop or output is None:
+            return
+        totals = self.engine.reduce(sums.read())
+        parts = {
+            name: Part(torch.tensor(totals[f"loss_{name}"]), torch.tensor(totals[f"count_{name}"]), {})
+            for name in output.parts
+        }
+        loss = TargetOutput(parts, output.weights).loss.item()
+        averages = means(totals)
+        of_tokens = [name for name in parts if FIELDS[labels_of(name)].shape == "B S"]
+        nats = averages[f"loss_{of_tokens[0]}"] if of_tokens else loss
+        perplexity = math.exp(min(nats, 700.0))
+        record = {"step": self.step, "eval_loss": loss, "eval_perplexity": perplexity, "time": time.time()}
+        self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
+
+    def _save(self) -> None:
+        if self.step == self._saved_step:
+            return
+        self._read_sums()  # a state that is not finite is not worth keeping
+        weights, training = self.engine.state()
+        training |= {
+            "step": self.step,
+            "tokens": self.tokens,
+            "position": tuple(self.position),
+            "sums": self.sums.values,
+        }
+        path = self.checkpoints.save(self.step, weights, training)
+        self._saved_step = self.step
+        log.info(f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}")

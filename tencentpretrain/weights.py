@@ -1,0 +1,288 @@
+"""Weights into a model: names old and new, what was loaded and what not, why something does not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.description import (
+    CHANGEABLE,
+    check_against_description,
+    described_config,
+    read_description,
+    write_description,
+)
+from tencentpretrain.errors import ConfigError, WeightsError
+from tencentpretrain.state_dict import StateDict, read_tensors, same, save_weights, strip_wrappers
+
+__all__ = [
+    "CHANGEABLE", "LoadReport", "check_against_description", "described_config", "load_weights",
+    "read_description", "read_state_dict", "save_weights", "write_description",
+]  # fmt: skip
+
+# Names of UER-py and of TencentPretrain before its modules were registered by name.
+_OLD_NAMES = (
+    (r"^((?:tgt_)?embedding)\.word_embedding\.", r"\1.word.embedding."),
+    (r"^((?:tgt_)?embedding)\.position_embedding\.", r"\1.pos.embedding."),
+    (r"^((?:tgt_)?embedding)\.segment_embedding\.", r"\1.seg.embedding."),
+    (r"^target\.mlm_linear_(\d)\.", r"target.mlm.linear_\1."),
+    (r"^target\.n?sp_linear_(\d)\.", r"target.sp.linear_\1."),
+    (r"^target\.sop_linear_(\d)\.", r"target.sp.linear_\1."),
+    (r"^target\.output_layer\.", "target.lm.output_layer."),
+)
+_OLD_MLM_NORM = (r"^target\.layer_norm\.", "target.mlm.layer_norm.")  # a prompt model has this name today
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadReport:
+    """What became of the names of a model and of a weights file; `str()` is three lines.
+
+    Attributes:
+        loaded: parameters of the model that have the file's values.
+        missing: parameters of the model that the file lacks: they keep their random values.
+        unexpected: tensors of the file that the model has no place for: they were ignored.
+    """
+
+    path: Path
+    loaded: list[str]
+    missing: list[str]
+    unexpected: list[str]
+
+    def __str__(self) -> str:
+        total = len(self.loaded) + len(self.missing)
+        return (
+            f"loaded: {len(self.loaded)} of {total} tensors of the model, from {self.path}\n"
+            f"left at random: {_listed(self.missing)}\n"
+            f"ignored: {_listed(self.unexpected)}; did not fit: none"
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Few names as they are, many by the modules they belong to."""
+    if not names:
+        return "none"
+    if len(names) > 4:
+        modules: dict[str, int] = {}
+        for name in names:
+            module = ".".join(name.split(".")[:2])
+            modules[module] = modules.get(module, 0) + 1
+        words = [f"{module} ({count})" for module, count in modules.items()]
+        return f"{len(names)}: {', '.join(words[:8])}{' …' if len(words) > 8 else ''}"
+    return ", ".join(names)
+
+
+def read_state_dict(path: str | Path) -> StateDict:
+    """Tensors under the published names (contract §3), on the CPU.
+
+    Args:
+        path: a file of torch.save or safetensors, of ours, of UER-py or TencentPretrain; a directory of
+            shards; or a Hugging Face directory or file of a known family, which is converted.
+
+    Raises:
+        WeightsError: what the path is instead of weights, and what to do.
+    """
+    return _read(Path(path))[0]
+
+
+def _read(path: Path) -> tuple[StateDict, list[str]]:
+    """Tensors under our names, and the names of those that conversion left out on purpose."""
+    from tencentpretrain.conversion import huggingface, maps
+
+    if huggingface.is_model_directory(path):
+        model = huggingface.read(path)
+        return model.tensors, model.ignored
+    tensors = with_todays_names(strip_wrappers(read_tensors(path)))
+    if not tensors:
+        raise WeightsError(f"{path} holds no tensors.")
+    if maps.family_of(tensors) is not None:
+        model = huggingface.read(path, tensors)
+        return model.tensors, model.ignored
+    return tensors, []
+
+
+def with_todays_names(tensors: Mapping[str, Tensor]) -> StateDict:
+    """Tensors of an older UER-py or TencentPretrain file under the names of today."""
+    old_mlm = any(name.startswith("target.mlm_linear_") for name in tensors)
+    renamed: StateDict = {}
+    for name, tensor in tensors.items():
+        for pattern, replacement in (*_OLD_NAMES, _OLD_MLM_NORM) if old_mlm else _OLD_NAMES:
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
+    """Copy weights into a model's parameters of the same names.
+
+    Args:
+        path: as `read_state_dict`.
+
+    Raises:
+        WeightsError: the file cannot be read or does not fit: with the shapes and the likely cause. The
+            model is unchanged then.
+    """
+    path = Path(path)
+    tensors, ignored = _read(path)
+    config = getattr(model, "config", None)
+    if isinstance(config, ModelConfig):
+        # Heads, activation or mask can be wrong without any shape being wrong. Epsilon is let through: the
+        # published configurations leave it out, and its effect is in the seventh digit.
+        made_with = {
+            name: value for name, value in (read_description(path) or {}).items() if name != "layernorm_eps"
+        }
+        try:
+            check_against_description(config, made_with, path)
+        except ConfigError as error:
+            raise WeightsError(str(error)) from None
+    parameters = model.state_dict()
+    common = check_fit(path, tensors, parameters)
+    tied = _check_ties(path, tensors, parameters)
+    with torch.no_grad():
+        for name in common:
+            parameters[name].copy_(tensors[name])
+    present = {*common, *tied}
+    return LoadReport(
+        path,
+        [name for name in parameters if name in present],
+        [name for name in parameters if name not in present],
+        [name for name in tensors if name not in parameters] + ignored,
+    )
+
+
+def check_fit(path: Path, tensors: StateDict, parameters: StateDict) -> list[str]:
+    """Names that file and model share; WeightsError where family, layers or shapes differ."""
+    common = [name for name in parameters if name in tensors]
+    _check_family(path, tensors, parameters, common)
+    _check_layers(path, tensors, parameters)
+    _check_shapes(path, tensors, parameters, common)
+    return common
+
+
+def _check_family(path: Path, tensors: StateDict, parameters: StateDict, common: Iterable[str]) -> None:
+    """At least something must have a place, and the body must where both have one."""
+    shared = {name.partition(".")[0] for name in common}
+    for part in ("encoder", "decoder") if shared else ("",):
+        theirs = [name for name in tensors if name.startswith(part)]
+        ours = [name for name in parameters if name.startswith(part)]
+        if theirs and ours and part not in shared:
+            from tencentpretrain.conversion.maps import FAMILIES
+
+            raise WeightsError(
+                f"{path} does not fit the model, it is probably of another family: none of its {len(theirs)} "
+                f"tensors {f'of the {part} ' if part else ''}has a place. It has names such as "
+                f"'{theirs[0]}', the model '{ours[0]}'. Names that are converted are those of Hugging Face's "
+                f"{', '.join(family.name for family in FAMILIES)}."
+            )
+
+
+def _check_layers(path: Path, tensors: StateDict, parameters: StateDict) -> None:
+    theirs, ours = layers_of(tensors), layers_of(parameters)
+    for stack in theirs.keys() & ours.keys():
+        if theirs[stack] != ours[stack]:
+            option = "decoder_layers_num" if stack.startswith("decoder") else "layers_num"
+            raise WeightsError(
+                f"{path} has {theirs[stack]} layers in {stack}, the model has {ours[stack]}; "
+                f"set `{option}` to {theirs[stack]}."
+            )
+
+
+def layers_of(names: Iterable[str]) -> dict[str, int]:
+    """Numbered modules of encoder and decoder, to how many there are."""
+    sizes: dict[str, int] = {}
+    for name in names:
+        found = re.match(r"((?:en|de)coder\.[^.]+)\.(\d+)\.", name)
+        if found:
+            sizes[found[1]] = max(sizes.get(found[1], 0), int(found[2]) + 1)
+    return sizes
+
+
+_CAUSES = (
+    (
+        r"(tgt_)?embedding\.word\.|target\.(mlm\.linear_2|lm\.output_layer)\.",
+        "vocabulary: the file has {theirs} tokens, the model {ours}; give the one the weights were made with",
+    ),
+    (
+        r"(tgt_)?embedding\.pos\.",
+        "positions: set `max_seq_length` to {theirs} (the model has {ours})",
+    ),
+    (r"(tgt_)?embedding\.seg\.", "segments: the file has {theirs} with padding, the model {ours}"),
+    (
+        r"output_layers?_2\.|output_layer\.|target\.cls\.linear_2|classifier\.",
+        "labels: the file has {theirs} classes, the model {ours}; set `labels_num`",
+    ),
+)
+
+
+def _check_shapes(path: Path, tensors: StateDict, parameters: StateDict, common: Iterable[str]) -> None:
+    wrong = [name for name in common if tensors[name].shape != parameters[name].shape]
+    quantised = [
+        name for name in common if tensors[name].is_floating_point() != parameters[name].is_floating_point()
+    ]
+    if quantised:
+        name = quantised[0]
+        raise WeightsError(
+            f"{path}: {name} is of type {tensors[name].dtype}, the model's is {parameters[name].dtype}; "
+            "quantised weights must be converted back first."
+        )
+    if not wrong:
+        return
+    lines = [
+        f"{name}: {_shape(tensors[name])} in the file, {_shape(parameters[name])} in the model"
+        for name in wrong[:5]
+    ]
+    lines += [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
+    causes = [_likely_cause(name, tensors[name].shape, parameters[name].shape) for name in wrong]
+    known = [cause for cause in dict.fromkeys(causes) if cause is not None]
+    if None in causes:
+        known = [
+            "another size or family of model: hidden_size, emb_size, feedforward_size and the like must be "
+            "those the weights were made with"
+        ]
+    raise WeightsError(
+        "\n  ".join([f"{path} does not fit the model:", *lines, f"likely cause: {'; '.join(known)}."])
+    )
+
+
+def _likely_cause(name: str, theirs: Sequence[int], ours: Sequence[int]) -> str | None:
+    for pattern, words in _CAUSES:
+        if re.match(pattern, name) and theirs[1:] == ours[1:]:
+            return words.format(theirs=theirs[0], ours=ours[0])
+    if re.search(r"\.feed_forward\.linear_(1|gate)\.", name) and theirs[1:] == ours[1:]:
+        return f"feed-forward layers: set `feedforward_size` to {theirs[0]}"
+    if (
+        re.search(r"\.feed_forward\.linear_2\.", name)
+        and theirs[:1] == ours[:1]
+        and len(theirs) == len(ours) == 2
+    ):
+        return f"feed-forward layers: set `feedforward_size` to {theirs[1]}"
+    return None
+
+
+def _check_ties(path: Path, tensors: StateDict, parameters: StateDict) -> list[str]:
+    """Names of the model that are absent from the file, but share their memory with one that is there."""
+    groups: dict[int, list[str]] = {}
+    for name, parameter in parameters.items():
+        if parameter.numel() and not parameter.is_meta:
+            groups.setdefault(parameter.data_ptr(), []).append(name)
+    filled = []
+    for names in groups.values():
+        there = [name for name in names if name in tensors]
+        for name in there[1:]:
+            if not same(tensors[there[0]], tensors[name]):
+                raise WeightsError(
+                    f"{path} has different tensors {there[0]} and {name}, which the model has as one; "
+                    "set `tie_weights` to false."
+                )
+        if there:
+            filled += [name for name in names if name not in tensors]
+    return filled
+
+
+def _shape(tensor: Tensor) -> str:
+    return " × ".join(map(str, tensor.shape)) or "one number"

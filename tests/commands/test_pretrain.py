@@ -1,0 +1,162 @@
+"""pretrain.py as a program: exit status, signals, kill at any moment, messages."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+WORDS = [f"w{number}" for number in range(40)]
+CONFIG = {
+    "emb_size": 8, "hidden_size": 8, "feedforward_size": 16, "heads_num": 2, "layers_num": 1, "max_seq_length": 16,
+    "embedding": ["word", "pos", "seg"], "encoder": "transformer", "target": ["mlm"], "mask": "fully_visible",
+}  # fmt: skip
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def start(program: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, program, *map(str, arguments)],
+        cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("command")
+    (root / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")
+    (root / "corpus.txt").write_text("".join(" ".join(WORDS[n : n + 9]) + "\n" for n in range(30)))
+    (root / "config.json").write_text(json.dumps(CONFIG))
+    code, output, errors = finish(
+        start(
+            "preprocess.py", "--corpus_path", root / "corpus.txt", "--vocab_path", root / "vocab.txt",
+            "--dataset_path", root / "dataset", "--data_processor", "mlm", "--seq_length", 16,
+        )
+    )  # fmt: skip
+    assert code == 0, output + errors
+    return root
+
+
+def pretrain(place: Path, output: Path, **options: object) -> subprocess.Popen[str]:
+    values = {
+        "dataset_path": place / "dataset", "config_path": place / "config.json", "output_model_path": output,
+        "total_steps": 20, "report_steps": 5, "save_checkpoint_steps": 10, "batch_size": 4,
+    } | options  # fmt: skip
+    return start("pretrain.py", *(f"--{name}={value}" for name, value in values.items()))
+
+
+def test_a_run(place: Path, tmp_path: Path) -> None:
+    code, output, errors = finish(pretrain(place, tmp_path / "model.bin", instances_buffer_size=100))
+    assert code == 0, errors
+    assert "error" not in errors and "Traceback" not in errors
+    for decision in ("device: ", "engine: ", "precision: ", "model: ", "data: ", "resume: "):
+        assert len(re.findall(rf"INFO\] {decision}", output)) == 1, output
+    assert "--instances_buffer_size has no effect: " in output
+    lines = re.findall(r"\|\s+(\d+)/\s+20 steps\|\s+[\d.]+ tokens/s\| loss\s+[\d.]+\| acc: [\d.]+", output)
+    assert lines == ["5", "10", "15", "20"]
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"model.bin", "model.bin.json", "model.bin-10", "model.bin-10.json", "model.bin-20"} <= names
+    assert torch.load(tmp_path / "model.bin", weights_only=True)["embedding.word.embedding.weight"].shape == (
+        45,
+        8,
+    )
+
+
+def test_dry_run_touches_nothing(place: Path, tmp_path: Path) -> None:
+    code, output, errors = finish(
+        pretrain(place, tmp_path / "model.bin", dry_run=True, log_path=tmp_path / "log")
+    )
+    assert code == 0, errors
+    for word in (
+        "modules:",
+        "encoder transformer",
+        "parameters",
+        "tokens",
+        "GFLOP",
+        "memory: ",
+        "seq_length: 16",
+    ):
+        assert word in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_input_is_one_message(place: Path, tmp_path: Path) -> None:
+    process = pretrain(
+        place, tmp_path / "m.bin", hidden_size=7, bath_size=3, learning_rate="high", optimizer="sgd"
+    )
+    code, output, errors = finish(process)
+    assert code == 2 and not output and "Traceback" not in errors
+    for problem in (
+        "--bath_size: unknown option (did you mean 'batch_size'?)",
+        "--learning_rate",
+        "'sgd'",
+        "heads_num",
+    ):
+        assert problem in errors
+    code, output, errors = finish(pretrain(place, tmp_path / "m.bin", dataset_path=tmp_path / "nothing"))
+    assert code == 2 and "there is no such token store" in errors and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())
+
+
+def wait_for(process: subprocess.Popen[str], path: Path) -> None:
+    limit = time.monotonic() + 60
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < limit
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_save_first(place: Path, tmp_path: Path, number: int, status: int) -> None:
+    """The whole process group is told, as by a terminal or a scheduler: loading processes must not die of it."""
+    output = tmp_path / "model.bin"
+    options = {"total_steps": 100_000, "save_checkpoint_steps": 100_000, "workers_num": 1}
+    process = pretrain(place, output, **options)
+    wait_for(process, tmp_path / "model.bin.logs/metrics.jsonl")
+    while not (tmp_path / "model.bin.logs/metrics.jsonl").read_text():
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    code, told, errors = finish(process)
+    assert code == status and "Traceback" not in errors, errors
+    (state,) = (tmp_path / "model.bin.states").iterdir()
+    assert f"stopped after step {state.name}; the same command continues from there" in told
+    assert (tmp_path / f"model.bin-{state.name}").exists() and not output.exists()
+
+
+def test_killed_at_any_moment(place: Path, tmp_path: Path) -> None:
+    """kill -9 while it saves all the time; whatever is there must be complete, and the end the same."""
+    options = {"total_steps": 200, "save_checkpoint_steps": 1, "report_steps": 1, "log_level": "ERROR"}
+    whole, parts = tmp_path / "whole.bin", tmp_path / "parts.bin"
+    uninterrupted = pretrain(place, whole, **options)
+    for step in (7, 20):
+        process = pretrain(place, parts, **options)
+        wait_for(process, Path(f"{parts}-{step}"))
+        process.kill()
+        process.communicate()
+        for weights in tmp_path.glob("parts.bin-*[0-9]"):
+            assert torch.load(weights, weights_only=True)
+            assert Path(f"{weights}.json").exists()
+    code, _, errors = finish(pretrain(place, parts, **options))
+    assert code == 0, errors
+    assert finish(uninterrupted)[0] == 0
+    first, second = torch.load(whole, weights_only=True), torch.load(parts, weights_only=True)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert not [path for path in tmp_path.rglob(".*")]
+    steps = [
+        json.loads(line)["step"] for line in Path(f"{parts}.logs/metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(1, 201))

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tencentpretrain.data import corpora
+from tencentpretrain.data.corpora import Block, CorpusFile, blocks, corpus_files, read_texts
+from tencentpretrain.errors import DataError
+
+
+def file_of(path: Path, content: bytes, json_format: bool = False) -> CorpusFile:
+    path.write_bytes(content)
+    (file,) = corpus_files([str(path)], json_format)
+    return file
+
+
+def read(path: Path, content: bytes, layout: str, json_format: bool = False) -> corpora.Texts:
+    """All of a file as one block."""
+    (block,) = blocks(file_of(path, content, json_format), 1 << 30)
+    return read_texts(block, layout)
+
+
+def test_sentences(tmp_path: Path) -> None:
+    found = read(tmp_path / "x.txt", b"a b\nc\n\n \t\nd\n\n", "sentences")
+    assert found.texts == ["a b", "c", "d"]
+    assert sorted({start for start in found.starts if start < 3}) == [0, 2]
+    assert found.lines_num == 6
+    assert found.bad_lines == []
+
+
+def test_documents(tmp_path: Path) -> None:
+    found = read(tmp_path / "x.txt", b"a b\n\nc\td\nlast", "documents")
+    assert found.texts == ["a b", "c\td", "last"]
+    assert sorted(set(found.starts)) == [0, 1, 2]
+
+
+def test_labelled(tmp_path: Path) -> None:
+    lines = [
+        "0\ta b",
+        "12\tc\td",
+        "",
+        "3\te\t",
+        '1\t"quoted" text',
+        "label\ttext_a",
+        "-1\tx",
+        "1",
+        "1\t\t",
+        "1\ta\tb\tc",
+    ]
+    lines += [f"{2**31}\tx", "9" * 5000 + "\tx", "١\tx"]
+    found = read(tmp_path / "x.tsv", "\n".join(lines).encode(), "labelled")
+    assert found.texts == ["a b", "c", "d", "e", '"quoted" text']
+    assert found.labels == [0, 12, 3, 1]
+    assert sorted(set(found.starts)) == [0, 1, 3, 4]
+    assert [number for number, _ in found.bad_lines] == [6, 7, 8, 9, 10, 11, 12, 13]
+    reasons = dict(found.bad_lines)
+    assert reasons[6] == "the label must be a whole number from 0, but is 'label' instead"
+    assert reasons[8] == "expected label TAB text [TAB text], but there are 0 TABs"
+    assert reasons[9] == "no text after the label"
+    assert reasons[11] == reasons[12] == "the label must be at most 2147483647"
+
+
+@pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
+def test_json(name: str, tmp_path: Path) -> None:
+    lines = [
+        '{"text": "a\\nb\\n\\nc", "id": 1}',
+        "",
+        '{"text": "d"}',
+        "no",
+        '["a"]',
+        '{"text": 1}',
+        '{"txt": "a"}',
+        "{}",
+    ]
+    lines += ['{"text": "\\ud800"}', '{"text": "\\u0000"}', "[" * 100_000, "1" * 5000]
+    content = "\n".join(lines).encode()
+    json_format = name != "x.jsonl"  # which needs no option
+    found = read(tmp_path / name, content, "sentences", json_format)
+    assert found.texts == ["a", "b", "c", "d"]
+    assert sorted({start for start in found.starts if start < 4}) == [0, 3]
+    assert [number for number, _ in found.bad_lines] == [4, 5, 6, 7, 8, 9, 10, 11, 12]
+    assert found.bad_lines[0][1].startswith("not JSON")
+    assert read(tmp_path / name, content, "documents", json_format).texts == ["a\nb\n\nc", "d"]
+
+
+def test_json_labelled(tmp_path: Path) -> None:
+    items = [
+        {"label": 2, "text": "a"},
+        {"label": 0, "text": "b", "text_b": "c"},
+        {"label": "1", "text": "d"},
+        {"text": "e"},
+    ]
+    items += [{"label": True, "text": "f"}, {"label": 1, "text": "g", "text_b": 5}]
+    content = "\n".join(map(json.dumps, items)).encode()
+    found = read(tmp_path / "x.jsonl", content, "labelled")
+    assert found.texts == ["a", "b", "c"]
+    assert found.labels == [2, 0]
+    assert [number for number, _ in found.bad_lines] == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("layout", ["sentences", "documents"])
+def test_odd_bytes(layout: str, tmp_path: Path) -> None:
+    content = b"\xef\xbb\xbffirst\r\nsec\xffond\r\nthi\0rd\r\n" + "中文\u2028\x0cfourth\rstill\r\n".encode()
+    found = read(tmp_path / "x.txt", content, layout)
+    assert found.texts == ["first", "中文\u2028\x0cfourth\rstill"]  # only LF and CRLF end a line
+    assert found.bad_lines == [(2, "not UTF-8 (byte 4 is 0xff)"), (3, "a NUL byte (byte 4)")]
+
+
+@pytest.mark.parametrize("compress", [False, True])
+@pytest.mark.parametrize("block_size", [1, 7, 1000, 1 << 20])
+def test_overlong_lines_are_not_kept(
+    block_size: int, compress: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpora, "LONGEST_LINE", 1000)
+    lines = [b"a", b"b" * 5000, b"c" * 999, b"d", b"e" * 1000, b"", b"f" * 100_000, b"g", b"h" * 2000]
+    content = b"\n".join(lines)
+    file = file_of(tmp_path / "x.txt", gzip.compress(content) if compress else content)
+    texts, bad, before = [], [], 0
+    for block in blocks(file, block_size):
+        assert block_size > 1000 or block.size <= block_size + 1000
+        found = read_texts(block, "documents")
+        texts += found.texts
+        bad += [before + number for number, _ in found.bad_lines]
+        before += found.lines_num
+    assert texts == ["a", "c" * 999, "d", "g"]
+    assert bad == [2, 5, 7, 9]
+    assert before == 9
+
+
+@pytest.mark.parametrize("compress", [False, True])
+def test_blocks_are_whole_lines_and_everything(compress: bool, tmp_path: Path) -> None:
+    content = b"".join(b"%d" % number * (number % 9) + b"\n" for number in range(500)) + b"unended"
+    file = file_of(tmp_path / "x", gzip.compress(content) if compress else content)
+    for block_size in (1, 2, 3, 64, 1000, len(content), 10 * len(content)):
+        found = list(blocks(file, block_size))
+        parts = [block.read() for block in found]
+        assert b"".join(parts) == content
+        assert all(part.endswith(b"\n") for part in parts[:-1])
+        assert [block.start for block in found] == [
+            sum(map(len, parts[:number])) for number in range(len(parts))
+        ]
+        assert sum(block.progress for block in found) == file.size
+
+
+def test_an_empty_file_has_no_block(tmp_path: Path) -> None:
+    assert list(blocks(file_of(tmp_path / "x.txt", b""))) == []
+    assert list(blocks(file_of(tmp_path / "x.txt.gz", gzip.compress(b"")))) == []
+
+
+def names(paths: list[str]) -> list[str]:
+    return [file.path.name for file in corpus_files(paths, False)]
+
+
+def test_files_directories_and_globs(tmp_path: Path) -> None:
+    hidden = (".hidden.txt", ".d.1.tmp/x.txt", "dataset.pt/00000.tokens", "dataset.pt/tokenizer/vocab.txt")
+    for name in ("b.txt", "a.tsv", "deep/c.jsonl.gz", "deep/d.txt.gz", "notes.md", "[1].txt", *hidden):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x", encoding="utf-8")
+    assert names([str(tmp_path)]) == ["[1].txt", "a.tsv", "b.txt", "c.jsonl.gz", "d.txt.gz"]
+    assert names([str(tmp_path / "*.t*")]) == ["[1].txt", "a.tsv", "b.txt"]
+    assert names([str(tmp_path / "notes.md"), str(tmp_path / "b.txt")]) == ["notes.md", "b.txt"]
+    assert names([str(tmp_path / "[1].txt")]) == ["[1].txt"]
+    flags = {file.path.name: file.is_json for file in corpus_files([str(tmp_path)], False)}
+    assert [name for name, is_json in flags.items() if is_json] == ["c.jsonl.gz"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: None, "no such file or directory"),
+        (lambda path: path.mkdir(), "this directory has no corpus file"),
+        (lambda path: path.write_bytes("text".encode("utf-16")), "is UTF-16 text; convert it"),
+        (lambda path: path.write_bytes(b"PAR1...."), "is a Parquet file"),
+        (lambda path: path.write_bytes(b"\x28\xb5\x2f\xfd..."), "compressed with zstd"),
+        (lambda path: os.mkfifo(path), "is not a regular file"),
+    ],
+)
+def test_unusable_paths_are_named(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
+    make(tmp_path / "corpus")
+    with pytest.raises(DataError, match=message):
+        corpus_files([str(tmp_path / "corpus")], False)
+
+
+def test_a_glob_without_a_match(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\*\.txt: no such file or directory"):
+        corpus_files([str(tmp_path / "*.txt")], False)
+
+
+def test_damaged_gzip(tmp_path: Path) -> None:
+    content = gzip.compress(os.urandom(10_000).hex().encode())
+    flipped = bytearray(content)
+    flipped[5000] ^= 0xFF
+    for damaged in (content[:5000], bytes(flipped)):
+        with pytest.raises(DataError, match=r"x.gz is damaged or incomplete"):
+            list(blocks(file_of(tmp_path / "x.gz", damaged), 100))
+
+
+def test_a_file_that_shrinks(tmp_path: Path) -> None:
+    file = file_of(tmp_path / "x.txt", b"a\nb\n")
+    (block,) = blocks(file)
+    (tmp_path / "x.txt").write_bytes(b"a\n")
+    with pytest.raises(DataError, match="became shorter while it was read"):
+        block.read()
+
+
+def test_a_directory_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: object) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # root may read everything
+    with pytest.raises(PermissionError):
+        corpus_files([str(tmp_path)], False)
+
+
+def test_only_the_first_block_has_a_mark_and_starts_a_document(tmp_path: Path) -> None:
+    file = file_of(tmp_path / "x.txt", b"")
+    for start, texts, starts in ((0, ["a"], [0]), (9, ["\ufeffa"], [])):
+        found = read_texts(Block(file, start, 4, b"\xef\xbb\xbfa\n", 0), "sentences")
+        assert found.texts == texts
+        assert found.starts == starts

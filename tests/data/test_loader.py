@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import PAD, PlainTokenizer, random_documents, write_store
+
+from tencentpretrain.batch import IGNORED, Batch
+from tencentpretrain.config.data import DataConfig
+from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader
+from tencentpretrain.data.processors import Processor
+from tencentpretrain.data.store import TokenStore
+from tencentpretrain.registry import PROCESSORS
+
+NAMES = ["bert", "mlm", "lm"]
+Row = tuple[tuple[int, ...], ...]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    return write_store(tmp_path_factory.mktemp("loader") / "store", random_documents(12), shard_tokens=200)
+
+
+def processor_of(store: TokenStore, name: str = "mlm", **options: Any) -> Processor:
+    config = DataConfig(data_processor=name, **({"seq_length": 20} | options))
+    processor: Processor = PROCESSORS[name](store, config, PlainTokenizer())
+    return processor
+
+
+def make(store: TokenStore, name: str = "mlm", batch_size: int = 4, seed: int = 7, **options: Any) -> Loader:
+    return Loader(processor_of(store, name), batch_size, seed, **options)
+
+
+def rows_of(loaded: LoadedBatch) -> list[Row]:
+    """Rows of an untrimmed batch, fields in order."""
+    fields = [array for name, array in sorted(loaded.batch.items()) if not name.endswith("_positions")]
+    return [
+        tuple(tuple(np.atleast_1d(field[row].numpy()).tolist()) for field in fields)
+        for row in range(len(fields[0]))
+    ]
+
+
+def stream(loader: Loader, rows_num: int, position: DataPosition | None = None) -> list[Row]:
+    rows: list[Row] = []
+    batches = loader.batches(position)
+    while len(rows) < rows_num:
+        rows += rows_of(next(batches))
+    return rows[:rows_num]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_epoch_has_every_sample_once(store: TokenStore, name: str) -> None:
+    loader = make(store, name, trim=False)
+    for epoch in range(2):
+        found = stream(loader, loader.samples_num(epoch), DataPosition(epoch, 0))
+        keys = loader.processor.plan(epoch)
+        arrays = loader.processor.build(keys, np.full_like(keys, epoch))
+        batch = {field: torch.from_numpy(array) for field, array in arrays.items()}
+        everything = rows_of(LoadedBatch(batch, {}, 0, DataPosition()))
+        assert sorted(found) == sorted(everything) and found != everything
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_order_and_contents_come_from_seed_and_epoch(store: TokenStore, name: str) -> None:
+    size = make(store, name).samples_num()
+    first = stream(make(store, name, trim=False), 3 * size)
+    assert stream(make(store, name, trim=False), 3 * size) == first
+    assert stream(make(store, name, seed=8, trim=False), 3 * size) != first
+    assert first[:size] != first[size : 2 * size]
+    drawn = sorted(first[:size]) != sorted(first[size : 2 * size])
+    assert drawn == (name != "lm")  # where nothing is drawn but the order
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("batch_size", [1, 5, 1000])
+def test_batch_size_makes_no_difference(store: TokenStore, name: str, batch_size: int) -> None:
+    expected = stream(make(store, name, trim=False), 150)
+    assert stream(make(store, name, batch_size=batch_size, trim=False), 150) == expected
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ranks_share_the_global_batch(store: TokenStore, name: str) -> None:
+    whole = make(store, name, batch_size=6).batches()
+    parts = [
+        make(store, name, batch_size=3, rank=rank, world_size=2, trim=False).batches() for rank in range(2)
+    ]
+    untrimmed = make(store, name, batch_size=6, trim=False).batches()
+    for _ in range(25):  # several epochs
+        loaded, split = next(untrimmed), [next(part) for part in parts]
+        assert rows_of(split[0]) + rows_of(split[1]) == rows_of(loaded)
+        assert split[0].position == split[1].position == loaded.position == next(whole).position
+        assert loaded.tokens == sum(part.tokens for part in split)
+        assert loaded.counts == {
+            target: sum(part.counts[target] for part in split) for target in loaded.counts
+        }
+
+
+def test_workers_make_no_difference(store: TokenStore) -> None:
+    def first(workers_num: int) -> list[LoadedBatch]:
+        loader = make(store, "bert", workers_num=workers_num)
+        return list(itertools.islice(loader.batches(DataPosition(0, 3)), 30))
+
+    for alone, helped in zip(first(0), first(2), strict=True):
+        assert alone[1:] == helped[1:]
+        assert alone.batch.keys() == helped.batch.keys()
+        assert all(torch.equal(alone.batch[field], helped.batch[field]) for field in alone.batch)
+
+
+@settings(max_examples=12, deadline=None)
+@given(data=st.data())
+@pytest.mark.parametrize("name", NAMES)
+def test_going_on_from_any_position(store: TokenStore, name: str, data: st.DataObject) -> None:
+    batch_size = data.draw(st.sampled_from([1, 3, 7, 100]))
+    steps = data.draw(st.integers(1, 12))
+    batches = make(store, name, batch_size=batch_size).batches()
+    for _ in range(steps):
+        position = next(batches).position
+    resumed = make(store, name, batch_size=batch_size).batches(position)
+    for _ in range(4):
+        left, right = next(batches), next(resumed)
+        assert left[1:] == right[1:]
+        assert all(torch.equal(left.batch[field], right.batch[field]) for field in left.batch)
+
+
+def test_positions_count_samples(store: TokenStore) -> None:
+    loader = make(store, batch_size=10)
+    size = loader.samples_num()
+    expected, used = [], 0
+    for _ in range(20):
+        used += 10
+        expected.append(DataPosition(used // size, used % size))
+    assert [loaded.position for loaded in itertools.islice(loader.batches(), 20)] == expected
+
+
+def test_one_pass_is_every_sample_in_order(store: TokenStore) -> None:
+    loader = make(store, "bert", batch_size=7, trim=False)
+    keys = loader.processor.plan(0)
+    expected = loader.processor.build(keys, np.zeros_like(keys))["input_ids"].tolist()
+    for _ in range(2):
+        batches = list(loader.one_pass())
+        assert [row for loaded in batches for row in loaded.batch["input_ids"].tolist()] == expected
+    assert [len(loaded.batch["input_ids"]) for loaded in batches[:-1]] == [7] * (len(batches) - 1)
+    ranks = [make(store, "bert", batch_size=7, trim=False, rank=rank, world_size=3) for rank in range(3)]
+    shares = [
+        row for rank in ranks for loaded in rank.one_pass() for row in loaded.batch["input_ids"].tolist()
+    ]
+    assert sorted(shares) == sorted(expected)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trimming_cuts_padding_only(tmp_path: Path, name: str) -> None:
+    store = write_store(tmp_path / "store", random_documents(30, sentences=(1, 3), tokens=(1, 15)))
+    processor = processor_of(store, name, seq_length=61)
+    widths = set()
+    for whole, cut in zip(
+        Loader(processor, 2, 7, trim=False).one_pass(), Loader(processor, 2, 7).one_pass(), strict=True
+    ):
+        longest = int((whole.batch["segment_ids"] > 0).sum(1).max())
+        width = cut.batch["input_ids"].shape[1]
+        assert longest <= width <= 61 and (width - longest < 8) and (width % 8 == 0 or width == 61)
+        widths.add(width)
+        for field, array in whole.batch.items():
+            if array.ndim == 2:
+                assert torch.equal(cut.batch[field], array[:, :width]) and cut.batch[field].is_contiguous()
+        assert (whole.batch["input_ids"][:, width:] == PAD).all()
+        assert cut.tokens == whole.tokens == int((whole.batch["segment_ids"] > 0).sum())
+        assert cut.counts == whole.counts
+    assert len(widths) > 1
+
+
+def check_positions(batch: Batch, counts: dict[str, int], target: str) -> None:
+    labels = batch[f"{target}_labels"].flatten()
+    assert torch.equal(batch[f"{target}_positions"], (labels != IGNORED).nonzero().squeeze(1))
+    assert counts[target] == batch[f"{target}_positions"].numel()
+
+
+def test_counts_and_positions_of_labels(tmp_path: Path, store: TokenStore) -> None:
+    for loaded in make(store, "bert").one_pass():
+        check_positions(loaded.batch, loaded.counts, "mlm")
+        assert loaded.counts["sp"] == len(loaded.batch["sp_labels"]) and "sp_positions" not in loaded.batch
+    for loaded in make(store, "lm").one_pass():
+        check_positions(loaded.batch, loaded.counts, "lm")
+        assert loaded.counts == {"lm": loaded.tokens}
+    labelled = write_store(tmp_path / "store", random_documents(9, (1, 2)), "labelled", labels=list(range(9)))
+    for loaded in make(labelled, "cls").one_pass():
+        assert loaded.counts == {"cls": len(loaded.batch["cls_labels"])}
+
+
+def test_fewer_samples_than_a_batch(tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", [[[10, 11]], [[12]], [[13, 14, 15]]])
+    loader = make(store, "lm", batch_size=8)
+    loaded = next(loader.batches())
+    assert loaded.position == DataPosition(2, 2) and len(loaded.batch["input_ids"]) == 8
+    words = loaded.batch["input_ids"][:, 1].tolist()
+    assert sorted(words[:3]) == sorted(words[3:6]) == [10, 12, 13]
+
+
+def test_loading_leaves_the_random_state_alone(store: TokenStore) -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    next(make(store).batches())
+    next(make(store).one_pass())
+    assert torch.equal(torch.get_rng_state(), before)

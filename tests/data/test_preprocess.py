@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import gzip
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import FIRST_ORDINARY, Documents, documents_in
+
+from tencentpretrain.config import PreprocessConfig
+from tencentpretrain.data import preprocess as module
+from tencentpretrain.data import writer
+from tencentpretrain.data.preprocess import preprocess
+from tencentpretrain.data.store import TokenStore
+from tencentpretrain.errors import DataError
+from tencentpretrain.tokenizers import Tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+words = st.lists(st.integers(0, 999), min_size=1, max_size=6)
+corpora = st.lists(st.lists(st.lists(words, min_size=1, max_size=4), max_size=6), min_size=1, max_size=3)
+
+
+def as_file(documents: Documents, layout: str, is_json: bool, line_end: str, last_line_ends: bool) -> bytes:
+    lines: list[str] = []
+    for number, document in enumerate(documents):
+        texts = [" ".join(map(str, sentence)) for sentence in document]
+        if is_json:
+            lines.append(json.dumps({"text": "\n".join(texts)}))
+        elif layout == "sentences":
+            lines += [""] * (number % 3 + (number > 0)) + texts
+        else:
+            lines += (
+                ["", "\t".join(texts)] if layout == "documents" else [f"{number % 4}\t" + "\t".join(texts)]
+            )
+    return (line_end.join(lines) + line_end * last_line_ends).encode()
+
+
+@given(
+    files=corpora,
+    layout=st.sampled_from(["sentences", "documents", "labelled"]),
+    is_json=st.booleans(),
+    compress=st.booleans(),
+    line_end=st.sampled_from(["\n", "\r\n"]),
+    last_line_ends=st.booleans(),
+    block_size=st.integers(1, 300),
+    processes_num=st.sampled_from([1, 1, 1, 1, 1, 2, 3]),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_document_once_for_any_blocks_and_processes(
+    files: list[Documents],
+    layout: str,
+    is_json: bool,
+    compress: bool,
+    line_end: str,
+    last_line_ends: bool,
+    block_size: int,
+    processes_num: int,
+    tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("any")
+    if layout == "labelled":
+        is_json = False
+        files = [[document[:2] for document in file] for file in files]
+    for number, file in enumerate(files):
+        content = as_file(file, layout, is_json, line_end, last_line_ends)
+        (path / f"{number}.txt").write_bytes(gzip.compress(content) if compress else content)
+    expected = [document for file in files for document in file]
+    if layout == "documents":
+        expected = [[[id for sentence in document for id in sentence]] for document in expected]
+    config = PreprocessConfig(
+        corpus_path=(str(path),),
+        dataset_path=str(path / "store"),
+        json_format_corpus=is_json,
+        processes_num=processes_num,
+    )
+    try:
+        report = preprocess(config, layout, tokenizer, block_size=block_size)
+    except DataError as error:
+        assert not expected or (layout == "sentences" and len(expected) == 1), error
+        assert not (path / "store").exists()
+        return
+    assert report.bad_lines_num == 0
+    assert report.empty_num == 0
+    store = TokenStore.open(path / "store")
+    found = [
+        [[id - FIRST_ORDINARY for id in sentence] for sentence in document]
+        for document in documents_in(store)
+    ]
+    assert found == expected
+    if layout == "labelled":
+        labels = [number % 4 for file in files for number in range(len(file))]
+        assert store.labels_at(np.arange(store.documents_num)).tolist() == labels
+    shutil.rmtree(path)
+
+
+def config_for(tmp_path: Path, content: bytes, **options: object) -> PreprocessConfig:
+    (tmp_path / "corpus.txt").write_bytes(content)
+    options = {
+        "corpus_path": (str(tmp_path / "corpus.txt"),),
+        "dataset_path": str(tmp_path / "dataset.pt"),
+        **options,
+    }
+    return PreprocessConfig(**options)  # type: ignore[arg-type]
+
+
+def documents_of(config: PreprocessConfig) -> Documents:
+    return documents_in(TokenStore.open(config.dataset_path))
+
+
+def test_same_bytes_for_any_number_of_processes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lines = [b"%d %d" % (n % 1000, n % 7) if n % 5 else (b"", b"bad \xff")[n % 2] for n in range(4000)]
+    written = []
+    for processes_num in (1, 2, 5):
+        config = config_for(tmp_path, b"\n".join(lines), processes_num=processes_num)
+        preprocess(config, "sentences", tokenizer, block_size=500)
+        files = sorted(path for path in Path(config.dataset_path).rglob("*") if path.is_file())
+        written.append([(path.name, path.read_bytes()) for path in files])
+    assert written[0] == written[1] == written[2]
+    meta = json.loads(dict(written[0])["meta.json"])
+    assert meta["corpus"]["lines_num"] == 4000
+    assert meta["corpus"]["bad_lines_num"] == 400
+    first = f"{tmp_path / 'corpus.txt'}, line 6: not UTF-8 (byte 5 is 0xff)"
+    assert meta["corpus"]["bad_lines"][0] == first
+    assert len(meta["corpus"]["bad_lines"]) == 10
+
+
+def test_line_numbers_are_those_of_the_file(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (tmp_path / name).write_bytes(b"1 2\n" * 30 + b"\0\n")
+    config = PreprocessConfig(corpus_path=(str(tmp_path),), dataset_path=str(tmp_path / "store"))
+    report = preprocess(config, "documents", tokenizer, block_size=10)
+    assert report.bad_lines == [
+        f"{tmp_path / name}, line 31: a NUL byte (byte 1)" for name in ("a.txt", "b.txt")
+    ]
+    assert "2 of 62 lines cannot be used:" in str(report)
+
+
+def test_texts_without_tokens_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    nothing = "\u200b"  # WordPiece removes format characters
+    config = config_for(tmp_path, f"1\n{nothing}\n2\n\n{nothing}\n\n3".encode())
+    for layout, expected in (("sentences", [[[6], [7]], [[8]]]), ("documents", [[[6]], [[7]], [[8]]])):
+        report = preprocess(config, layout, tokenizer)
+        assert report.empty_num == 2
+        assert documents_of(config) == expected
+    config = config_for(tmp_path, f"0\t1\t{nothing}\n1\t{nothing}\t2\n2\t{nothing}\t{nothing}\n3\t4".encode())
+    report = preprocess(config, "labelled", tokenizer)
+    assert documents_of(config) == [[[6], []], [[], [7]], [[9]]]
+    assert TokenStore.open(config.dataset_path).labels_at(np.arange(3)).tolist() == [0, 1, 3]
+    assert report.empty_num == 2
+
+
+def test_special_tokens_in_a_corpus_are_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = config_for(tmp_path, b"a [SEP] b\n")
+    preprocess(config, "documents", tokenizer)
+    assert not set(documents_of(config)[0][0]) & {tokenizer.sep_id}
+
+
+def test_a_line_of_ten_megabytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    line = b"123 " * 2_500_000
+    config = config_for(tmp_path, b"1\n" + line + b"\n2\n", processes_num=2)
+    preprocess(config, "documents", tokenizer)
+    store = TokenStore.open(config.dataset_path)
+    assert store.sentence_ends(np.arange(3)).tolist() == [1, 2_500_001, 2_500_002]
+    assert set(store.shards[0].tokens[1:-1]) == {123 + FIRST_ORDINARY}
+
+
+@pytest.mark.parametrize(
+    "text", ["12 34，中文a,b." * 30_000, "中文" * 200_000, "1 " * 65_535 + "99 " * 70_000]
+)
+def test_long_texts_are_cut_where_nothing_changes(text: str, tokenizer: Tokenizer) -> None:
+    tokens, lengths = module._encode(["5", text, "7"], tokenizer)
+    assert tokens.tolist() == [5 + FIRST_ORDINARY, *tokenizer.encode(text), 7 + FIRST_ORDINARY]
+    assert lengths.tolist() == [1, len(tokens) - 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("content", "layout", "options", "message"),
+    [
+        (b"", "documents", {}, "nothing in this corpus can be used: it is empty"),
+        (b"\n \n\n", "sentences", {}, "nothing in this corpus can be used: all lines are blank"),
+        (b"1\n2\n3\n", "sentences", {}, "no empty line separates documents"),
+        (b"\xff\n\0\n", "documents", {}, "can be used: 2 of 2 lines cannot be used"),
+        (b"1\n\xff\n\xff\n", "documents", {"max_bad_lines": 1}, r"more bad lines than --max_bad_lines \(1\)"),
+        (b"text without a label\n", "labelled", {}, "expected label TAB text"),
+        ("\u200b\n".encode(), "documents", {}, "1 texts have no token"),
+    ],
+)
+@pytest.mark.parametrize("processes_num", [1, 2])
+def test_unusable_corpora(
+    content: bytes, layout: str, options: dict[str, object], message: str, processes_num: int,
+    tokenizer: Tokenizer, tmp_path: Path,
+) -> None:  # fmt: skip
+    config = config_for(tmp_path, content, processes_num=processes_num, **options)
+    with pytest.raises(DataError, match=message):
+        preprocess(config, layout, tokenizer)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
+
+
+def test_a_store_is_replaced_only_when_the_new_one_is_complete(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = config_for(tmp_path, b"1\n2\n")
+    preprocess(config, "documents", tokenizer)
+    with pytest.raises(DataError):
+        preprocess(config_for(tmp_path, b"\xff"), "documents", tokenizer)
+    assert documents_of(config) == [[[6]], [[7]]]
+    preprocess(config_for(tmp_path, b"3\n"), "documents", tokenizer)
+    assert documents_of(config) == [[[8]]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "dataset.pt"]
+
+
+def test_nothing_else_is_replaced(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = config_for(tmp_path, b"1\n")
+    Path(config.dataset_path).write_bytes(b"\x80\x04 a published dataset")
+    with pytest.raises(DataError, match="is a file, no token store, so it is not overwritten"):
+        preprocess(config, "documents", tokenizer)
+    assert Path(config.dataset_path).read_bytes() == b"\x80\x04 a published dataset"
+
+
+def test_leftovers_of_killed_runs(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    config = config_for(tmp_path, b"1\n")
+    preprocess(config, "documents", tokenizer)
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    # Killed between the two renames: the old store, which is complete, must get its name back.
+    Path(config.dataset_path).rename(tmp_path / f".dataset.pt.{ended.pid}.old")
+    (tmp_path / f".dataset.pt.{ended.pid}.tmp").mkdir()
+    running = tmp_path / f".dataset.pt.{os.getppid()}.tmp"
+    running.mkdir()
+    with pytest.raises(DataError):
+        preprocess(config_for(tmp_path, b"\xff"), "documents", tokenizer)
+    assert documents_of(config) == [[[6]]]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [running.name, "corpus.txt", "dataset.pt"]
+
+
+@pytest.mark.parametrize("processes_num", [1, 2])
+def test_a_full_disk(
+    processes_num: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FullFile(writer._ArrayFile):
+        def __init__(self, path: Path, dtype: np.dtype[np.generic]) -> None:
+            super().__init__(path, dtype)
+            self._file.close()
+            self._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
+
+    config = config_for(tmp_path, b"1 2 3\n" * 1000, processes_num=processes_num)
+    preprocess(config, "documents", tokenizer)
+    monkeypatch.setattr(writer, "_ArrayFile", FullFile)
+    with pytest.raises(DataError, match=f"{os.strerror(errno.ENOSPC)}; nothing was kept. Make room"):
+        preprocess(config, "documents", tokenizer)
+    assert TokenStore.open(config.dataset_path).documents_num == 1000
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "dataset.pt"]
+
+
+def command(tmp_path: Path, vocab_path: Path, *options: str) -> list[str]:
+    return [
+        sys.executable, "preprocess.py", "--corpus_path", str(tmp_path / "corpus.txt"), "--vocab_path",
+        str(vocab_path), "--dataset_path", str(tmp_path / "dataset.pt"), "--data_processor", "mlm", *options,
+    ]  # fmt: skip
+
+
+def test_the_published_command(vocab_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_bytes(b"1 2\n3\xff\n4\n")
+    options = ("--processes_num", "8", "--seq_length=64", "--dynamic_masking")
+    done = subprocess.run(
+        command(tmp_path, vocab_path, *options), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "--dynamic_masking has no effect" in done.stdout
+    assert "corpus.txt, line 2: not UTF-8" in done.stdout
+    assert "2 documents, 2 sentences, 3 tokens" in done.stdout
+    store = TokenStore.open(tmp_path / "dataset.pt")
+    assert store.options == {"data_processor": "mlm", "seq_length": 64}
+
+
+def test_a_file_too_large_for_the_system_ends_the_program_cleanly(vocab_path: Path, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_bytes(b"1 2 3 4 5 6 7 8 9\n" * 20_000)
+    done = subprocess.run(
+        command(tmp_path, vocab_path),
+        cwd=ROOT, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "nothing was kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
+
+
+@contextlib.contextmanager
+def running(tmp_path: Path, vocab_path: Path, processes_num: int) -> Iterator[subprocess.Popen[str]]:
+    """The program at work on a corpus that takes it long."""
+    (tmp_path / "corpus.txt").write_bytes(b"1 2 3 4 5 6 7 8 9\n" * 200_000)
+    again = ("--corpus_path", *[str(tmp_path / "corpus.txt")] * 100)
+    process = subprocess.Popen(
+        command(tmp_path, vocab_path, *again, "--processes_num", str(processes_num)),
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: any(file.stat().st_size for file in tmp_path.glob(".dataset.pt.*/00000.tokens")))
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(condition: object, seconds: float = 60) -> None:
+    assert callable(condition)
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.01)
+
+
+def children(process: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{process}/task/{process}/children").read_text().split()]
+
+
+def is_running(process: int) -> bool:
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize(
+    ("signum", "to_all", "processes_num", "status"),
+    [
+        (signal.SIGINT, True, 2, 130),
+        (signal.SIGINT, False, 1, 130),
+        (signal.SIGTERM, True, 2, 143),
+        (signal.SIGKILL, False, 2, -9),
+    ],
+)
+def test_an_interrupted_run_leaves_nothing_behind(
+    signum: int,
+    to_all: bool,
+    processes_num: int,
+    status: int,
+    vocab_path: Path,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+) -> None:
+    with running(tmp_path, vocab_path, processes_num) as process:
+        workers = children(process.pid)
+        assert len(workers) == (processes_num if processes_num > 1 else 0)
+        (os.killpg if to_all else os.kill)(process.pid, signum)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == status
+        assert "Traceback" not in stderr
+        wait_for(lambda: not any(map(is_running, workers)))
+    assert not (tmp_path / "dataset.pt").exists()
+    if signum != signal.SIGKILL:
+        assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
+    preprocess(config_for(tmp_path, b"1\n"), "documents", tokenizer)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "dataset.pt"]
+
+
+def test_a_killed_worker_is_named(vocab_path: Path, tmp_path: Path) -> None:
+    with running(tmp_path, vocab_path, 2) as process:
+        os.kill(children(process.pid)[1], signal.SIGKILL)
+        _, stderr = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert "a tokenising process was killed, most likely because memory ran out" in stderr
+        assert "Traceback" not in stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]

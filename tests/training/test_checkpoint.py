@@ -1,0 +1,199 @@
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tencentpretrain.errors import ConfigError, UserError
+from tencentpretrain.files import read_json, write_json
+from tencentpretrain.training.checkpoint import MARKER, Checkpoints
+
+Make = Callable[..., Checkpoints]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def checkpoints(name: str = "model.bin", keep: int = 2, **options: Any) -> Checkpoints:
+        describe = lambda path: write_json(path.with_name(path.name + ".json"), {})  # noqa: E731
+        made = Checkpoints(tmp_path / name, {"batch_size": 4} | options, describe, keep)
+        made.prepare()
+        return made
+
+    return checkpoints
+
+
+def weights(value: float) -> dict[str, torch.Tensor]:
+    return {"weight": torch.full((1000,), value)}
+
+
+def save(checkpoints: Checkpoints, *steps: int) -> None:
+    for step in steps:
+        checkpoints.save(step, weights(step), {"step": step})
+
+
+def found(checkpoints: Checkpoints, resume: str = "auto") -> int | None:
+    state = checkpoints.find(resume)
+    if state is None:
+        return None
+    tensors, training = checkpoints.load(state)
+    assert tensors["weight"][0] == training["step"] == state.step
+    return state.step
+
+
+def names(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.safetensors"])
+def test_save_and_find(make: Make, tmp_path: Path, name: str) -> None:
+    checkpoints = make(name)
+    assert found(checkpoints) is None
+    save(checkpoints, 5, 10, 15)
+    checkpoints.publish(checkpoints.output)
+    assert names(tmp_path / f"{name}.states") == ["10", "15"]
+    steps = [f"{name}-{step}" for step in (10, 15, 5)]
+    assert names(tmp_path) == sorted(
+        [name, *steps, f"{name}.json", *(f"{step}.json" for step in steps), f"{name}.states"]
+    )
+    assert os.path.samefile(tmp_path / name, tmp_path / f"{name}-15")  # no disk space for a second copy
+    assert found(make(name)) == 15
+    assert found(make(name), str(tmp_path / f"{name}.states/10")) == 10
+    assert found(make(name), "never") is None
+
+
+@pytest.mark.parametrize("damage", ["no marker", "marker cut", "weights cut", "bit", "missing"])
+def test_damaged_states_are_passed_over(make: Make, tmp_path: Path, damage: str) -> None:
+    save(make(), 5, 10)
+    state = tmp_path / "model.bin.states/10"
+    if damage == "no marker":
+        (state / MARKER).unlink()
+    elif damage == "marker cut":
+        (state / MARKER).write_text((state / MARKER).read_text()[:40])
+    elif damage == "weights cut":
+        os.truncate(state / "model.pt", 2000)
+    elif damage == "bit":
+        content = bytearray((state / "training.pt").read_bytes())
+        content[len(content) // 2] ^= 1
+        (state / "training.pt").write_bytes(content)
+    else:
+        (state / "training.pt").unlink()
+    assert found(make()) == 5
+    with pytest.raises(
+        UserError, match="not a complete training state; expected auto, never, or a directory"
+    ):
+        make().find(str(state))
+
+
+def test_other_options_are_refused_by_name(make: Make) -> None:
+    save(make(hidden_size=8), 5)
+    with pytest.raises(ConfigError) as error:
+        make(batch_size=8, hidden_size=16).find("auto")
+    assert error.value.problems[1:] == ["batch_size: 4 there, 8 now", "hidden_size: 8 there, 16 now"]
+    assert make(batch_size=8, hidden_size=16).find("never") is None
+
+
+def test_a_new_start_is_newer_than_what_it_replaces(make: Make) -> None:
+    save(make(), 50, 100)
+    anew = make()
+    assert anew.find("never") is None
+    save(anew, 10)
+    assert found(make()) == 10  # and not 100
+    save(anew, 50, 100)
+    assert found(make()) == 100
+
+
+@pytest.mark.parametrize("moment", ["model", "training", "marker", "weights"])
+def test_a_full_disk_loses_nothing(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    save(make(), 5)
+    before = names(tmp_path)
+    checkpoints = make()
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    module = "tencentpretrain.training.checkpoint"
+    with monkeypatch.context() as patch:
+        if moment == "model":
+            patch.setattr(f"{module}.save_weights", full)
+        elif moment == "training":
+            patch.setattr(f"{module}.torch.save", full)
+        elif moment == "marker":
+            patch.setattr(f"{module}.write_json", full)
+        else:
+            patch.setattr(f"{module}.os.link", full)
+            patch.setattr(f"{module}.shutil.copyfile", full)
+        with pytest.raises(
+            UserError, match=r"No space left on device; the newest complete is of step \d+\. Free space"
+        ):
+            save(checkpoints, 10)
+    after = make()
+    if moment == "weights":  # the state was complete already; its weights follow when the run goes on
+        assert found(after) == 10 and (tmp_path / "model.bin-10").exists()
+    else:
+        assert names(tmp_path) == before and found(after) == 5
+    save(after, 15)
+    assert found(make()) == 15
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.safetensors"])
+@pytest.mark.parametrize("limit", [500, 3000, 5300])
+def test_really_full_disk(make: Make, tmp_path: Path, name: str, limit: int) -> None:
+    """The limit on file size fails a write as a full disk does, inside torch.save."""
+    checkpoints = make(name)
+    save(checkpoints, 5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(
+            UserError, match="cannot save the training state .*/10: .*the newest complete is of step 5"
+        ):
+            checkpoints.save(10, weights(10), {"moments": torch.zeros(10_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert names(tmp_path / f"{name}.states") == ["5"] and not (tmp_path / f"{name}-10").exists()
+
+
+def test_leftovers_of_killed_runs_go(make: Make, tmp_path: Path) -> None:
+    save(make(), 5)
+    states = tmp_path / "model.bin.states"
+    gone = "4194999"  # no process has this number
+    shutil.copytree(states / "5", states / f".10.{gone}.tmp")
+    (tmp_path / f".model.bin-10.{gone}.tmp").write_bytes(b"half")
+    (tmp_path / ".model.bin-other").write_bytes(b"not ours")
+    make()
+    assert names(states) == ["5"]
+    assert not (tmp_path / f".model.bin-10.{gone}.tmp").exists() and (tmp_path / ".model.bin-other").exists()
+
+
+def test_killed_between_state_and_weights(make: Make, tmp_path: Path) -> None:
+    save(make(), 5)
+    (tmp_path / "model.bin-5").unlink()
+    (tmp_path / "model.bin-5.json").unlink()
+    assert found(make()) == 5
+    assert (tmp_path / "model.bin-5").exists() and (tmp_path / "model.bin-5.json").exists()
+
+
+def test_a_place_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(
+        UserError, match=r"--output_model_path .*file/model.bin: cannot write there \(Not a directory"
+    ):
+        Checkpoints(tmp_path / "file/model.bin", {}, lambda path: None).prepare()
+    (tmp_path / "directory").mkdir()
+    with pytest.raises(UserError, match="is a directory; give the name of a file"):
+        Checkpoints(tmp_path / "directory", {}, lambda path: None).prepare()
+
+
+def test_the_marker_lists_every_file(make: Make, tmp_path: Path) -> None:
+    save(make(), 5)
+    state = tmp_path / "model.bin.states/5"
+    assert sorted([*read_json(state / MARKER)["files"], MARKER]) == names(state)

@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Run
+
+from tencentpretrain.batch import labels_of, positions_of
+from tencentpretrain.data.loader import DataPosition, LoadedBatch
+from tencentpretrain.errors import ConfigError, DataError, Terminated, UserError, WeightsError
+from tencentpretrain.training.trainer import Trainer
+
+RECORD = {
+    "step", "loss", "loss_mlm", "loss_sp", "acc_mlm", "acc_sp", "learning_rate", "grad_norm", "tokens",
+    "tokens_per_second", "mfu", "memory_gb", "data_wait", "time",
+}  # fmt: skip
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    first, second = weights_of(one), weights_of(other)
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def records_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(f"{output}.logs/metrics.jsonl").read_text().splitlines()]
+
+
+def reported(output: Path) -> list[dict[str, Any]]:
+    """What does not depend on the clock or the machine."""
+    keys = ("step", "loss", "loss_mlm", "acc_sp", "learning_rate", "grad_norm", "tokens", "eval_loss")
+    return [{key: record.get(key) for key in keys} for record in records_of(output)]
+
+
+def test_it_learns_and_reports(run: Run, tmp_path: Path, workplace: Path) -> None:
+    run(
+        total_steps=60,
+        report_steps=20,
+        learning_rate=1e-2,
+        eval_dataset_path=workplace / "dev",
+        eval_steps=30,
+        draw=True,
+    )
+    records = records_of(tmp_path / "model.bin")
+    training = [record for record in records if "loss" in record]
+    assert [record["step"] for record in training] == [20, 40, 60]
+    assert all(set(record) == RECORD for record in training)
+    assert training[-1]["loss_mlm"] < math.log(65) < training[0]["loss_mlm"] + 0.3
+    assert training[0]["loss"] == pytest.approx(training[0]["loss_mlm"] + training[0]["loss_sp"], abs=0.05)
+    validation = [record for record in records if "eval_loss" in record]
+    assert [record["step"] for record in validation] == [30, 60]
+    assert all(set(record) == {"step", "eval_loss", "eval_perplexity", "time"} for record in validation)
+    # The perplexity is of the tokens; eval_loss includes the loss of sp, about ln 2.
+    assert validation[1]["eval_loss"] - math.log(validation[1]["eval_perplexity"]) == pytest.approx(
+        0.69, abs=0.2
+    )
+    logs = tmp_path / "model.bin.logs"
+    assert (logs / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert list(logs.glob("events.out.tfevents.*"))
+
+
+def test_two_runs_are_equal(run: Run, tmp_path: Path) -> None:
+    run("one.bin", workers_num=0)
+    run("two.bin", workers_num=2)
+    assert_same_weights(tmp_path / "one.bin", tmp_path / "two.bin")
+    run("three.bin", seed=8)
+    assert not torch.equal(
+        weights_of(tmp_path / "one.bin")["embedding.word.embedding.weight"],
+        weights_of(tmp_path / "three.bin")["embedding.word.embedding.weight"],
+    )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"accumulation_steps": 2, "workers_num": 2},
+        {"optimizer": "adafactor", "precision": "bf16", "scheduler": "wsd"},
+    ],
+    ids=["accumulation, workers", "adafactor, bf16"],
+)
+def test_resume_equals_the_uninterrupted_run(
+    run: Run, tmp_path: Path, workplace: Path, options: dict[str, Any]
+) -> None:
+    """Bit for bit, twice in a row, within an epoch and across its border, between two reports."""
+    options = {
+        "total_steps": 14,
+        "eval_dataset_path": workplace / "dev",
+        "eval_steps": 6,
+        "batch_size": 7,
+    } | options
+    whole = run("whole.bin", **options)
+    assert whole.position.epoch > 0
+    with pytest.raises(KeyboardInterrupt):
+        run("parts.bin", stop=(3, signal.SIGINT), **options)
+    with pytest.raises(Terminated):
+        run("parts.bin", stop=(9, signal.SIGTERM), **options)
+    assert not (tmp_path / "parts.bin").exists()
+    parts = run("parts.bin", **options)
+    assert parts.position == whole.position and parts.tokens == whole.tokens
+    assert_same_weights(tmp_path / "whole.bin", tmp_path / "parts.bin")
+    assert reported(tmp_path / "whole.bin") == reported(tmp_path / "parts.bin")
+    first, second = (
+        torch.load(tmp_path / f"{name}.bin.states/14/training.pt") for name in ("whole", "parts")
+    )
+    assert str(first) == str(second)
+
+
+def test_a_killed_run_reports_no_step_twice(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"report_steps": 2, "save_checkpoint_steps": 5}
+    tell = Trainer._tell
+
+    def crash(trainer: Trainer) -> None:
+        tell(trainer)
+        if trainer.step == 8:
+            with (tmp_path / "model.bin.logs/metrics.jsonl").open("a") as file:
+                file.write('{"step": 9, "lo')
+            raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(Trainer, "_tell", crash)
+        run(**options)
+    run(**options)
+    assert [record["step"] for record in records_of(tmp_path / "model.bin")] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_finished_run_is_not_repeated(run: Run, tmp_path: Path) -> None:
+    run()
+    (tmp_path / "model.bin").unlink()
+    (tmp_path / "model.bin-12").unlink()
+    again = run()
+    assert again.step == 12 and again._first_step == 12
+    assert_same_weights(tmp_path / "model.bin", tmp_path / "model.bin-12")
+    longer = run(total_steps=15)
+    assert longer.step == 15 and longer._first_step == 12
+    with pytest.raises(ConfigError, match="--total_steps is 9, but .* is of step 15"):
+        run(total_steps=9)
+
+
+def test_accumulation_is_one_big_batch(run: Run) -> None:
+    """The gradients of micro-batches with uneven numbers of predictions add up to those of the whole batch."""
+    big = run("big.bin", batch_size=8, dropout=0, total_steps=1)
+    small = run("small.bin", batch_size=2, accumulation_steps=4, dropout=0, total_steps=1)
+    assert big.position == small.position
+    trainers = []
+    for trainer in (big, small):
+        trainer.engine.model.zero_grad()
+        batches = trainer.loader.batches(DataPosition(0, 16))
+        loaded = [next(batches) for _ in range(trainer.plan.accumulation_steps)]
+        counts = {name: sum(micro.counts[name] for micro in loaded) for name in loaded[0].counts}
+        for micro in loaded:
+            trainer.engine.backward(trainer.engine.forward(micro.batch).normalised(counts))
+        trainers.append({name: weight.grad for name, weight in trainer.engine.model.named_parameters()})
+    trainer = small
+    small.engine.model.load_state_dict(big.engine.model.state_dict())
+    assert len({micro.counts["mlm"] for micro in loaded}) > 1
+    for name, gradient in trainers[0].items():
+        torch.testing.assert_close(trainers[1][name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_clipping(run: Run) -> None:
+    trainer = run(total_steps=1)
+    for max_norm, expected in ((0.0, None), (1e-3, 1e-3)):
+        loaded = next(trainer.loader.batches())
+        trainer.engine.backward(trainer.engine.forward(loaded.batch).loss)
+        norm = trainer.engine.clip(max_norm)
+        gradients = [weight.grad for weight in trainer.engine.model.parameters() if weight.grad is not None]
+        after = torch.stack([gradient.norm() for gradient in gradients]).norm()
+        torch.testing.assert_close(
+            after, norm if expected is None else torch.tensor(expected), rtol=1e-3, atol=0
+        )
+        trainer.engine.optimizer.zero_grad()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="stopped being finite before step 5"):
+        run(learning_rate=1e30, max_grad_norm=0, scheduler="constant", report_steps=5, total_steps=20)
+    assert not list(tmp_path.glob("model.bin*-*")) and not list(Path(tmp_path / "model.bin.states").iterdir())
+
+
+def test_save_refuses_what_is_not_finite(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"gradient.*The newest training state is of step 4; lower --learning_rate"
+    ):
+        run_with_infinite_gradient_at(run, 5)
+    assert [path.name for path in (tmp_path / "model.bin.states").iterdir()] == ["4"]
+
+
+def run_with_infinite_gradient_at(run: Run, step: int) -> None:
+    backward = Trainer._update
+
+    def poisoned(trainer: Trainer, batches: Any) -> None:
+        if trainer.step == step:
+            weight = next(iter(trainer.engine.model.parameters()))
+            weight.grad = torch.full_like(weight, math.inf)
+        backward(trainer, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "_update", poisoned)
+        run(
+            save_checkpoint_steps=2,
+            report_steps=100,
+            total_steps=6,
+            keep_checkpoints=1,
+            stop=None,
+            eval_steps=3,
+        )
+
+
+def test_deep_init_scales_what_layers_add(run: Run, tmp_path: Path) -> None:
+    plain = run("plain.bin", total_steps=1, learning_rate=0)
+    deep = run("deep.bin", total_steps=1, learning_rate=0, deep_init=True)
+    before, after = (trainer.engine.model.state_dict() for trainer in (plain, deep))
+    for name in before:
+        ends = name.startswith("encoder.") and name.endswith(("final_linear.weight", "linear_2.weight"))
+        torch.testing.assert_close(after[name], before[name] / (2 if ends else 1))  # √(2 · 2 layers)
+
+
+def test_activation_checkpointing_changes_nothing_but_memory(run: Run, tmp_path: Path) -> None:
+    run("plain.bin", total_steps=3)
+    run("recomputed.bin", total_steps=3, activation_checkpointing=True)
+    assert_same_weights(tmp_path / "plain.bin", tmp_path / "recomputed.bin")
+
+
+def test_continue_from_weights_without_repeating_options(run: Run, tmp_path: Path, workplace: Path) -> None:
+    run("first.bin", total_steps=2)
+    trainer = run(
+        "second.bin",
+        config_path=None,
+        pretrained_model_path=tmp_path / "first.bin",
+        total_steps=1,
+        learning_rate=0,
+    )
+    assert_same_weights(tmp_path / "first.bin", tmp_path / "second.bin")
+    assert trainer.engine.model.config.layers_num == 2
+    with pytest.raises(ConfigError, match="hidden_size"):
+        run("third.bin", pretrained_model_path=tmp_path / "first.bin", hidden_size=32, emb_size=32)
+    (tmp_path / "first.bin.json").unlink()
+    weights = weights_of(tmp_path / "first.bin")
+    for name in ("embedding.word.embedding.weight", "target.mlm.linear_2.weight", "target.mlm.linear_2.bias"):
+        weights[name] = torch.cat([weights[name], weights[name][:1]])
+    torch.save(weights, tmp_path / "larger.bin")
+    with pytest.raises(WeightsError, match=r"66 tokens, the model 65"):
+        run("fourth.bin", pretrained_model_path=tmp_path / "larger.bin")
+
+
+def test_the_dataset_brings_its_tokenizer_and_options(run: Run, tmp_path: Path, workplace: Path) -> None:
+    trainer = run("plain.bin", total_steps=1)
+    assert trainer.loader.processor.config.seq_length == 24  # given to preprocess.py
+    run("same.bin", total_steps=1, vocab_path=workplace / "vocab.txt")
+    other = tmp_path / "other.txt"
+    other.write_text((workplace / "vocab.txt").read_text() + "another\n")
+    with pytest.raises(DataError, match="made with another tokenizer"):
+        run("other.bin", vocab_path=other)
+    with pytest.raises(DataError, match="made with another tokenizer"):
+        run("other.bin", tokenizer="char")
+    assert not list(tmp_path.glob("other.bin*"))
+
+
+def test_what_does_not_fit_together_is_refused_before_anything_is_written(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="'cls_labels', which processor 'bert' does not provide"):
+        run(target="cls", labels_num=2)
+    with pytest.raises(ConfigError, match=r"`seq_length` \(24\) must not exceed `max_seq_length` \(16\)"):
+        run(max_seq_length=16)
+    with pytest.raises(ConfigError, match="fp16 needs a GPU"):
+        run(precision="fp16")
+    assert not list(tmp_path.glob("model.bin*"))
+
+
+def test_loaded_batches_are_what_the_trainer_takes_them_for(run: Run) -> None:
+    loaded: LoadedBatch = next(run(total_steps=1).loader.batches())
+    labels = loaded.batch[labels_of("mlm")]
+    assert loaded.counts["mlm"] == int((labels != -100).sum()) == len(loaded.batch[positions_of("mlm")])
