@@ -35,6 +35,7 @@ FIELDS: dict[str, Field] = {
     "lm_positions": Field("N", "int64", "the same for lm_labels"),
     "sp_labels": Field("B", "int64", "0: the second segment follows the first, 1: it does not"),
     "cls_labels": Field("B", "int64", "class of the row"),
+    "soft_labels": Field("B C", "float32", "logits of a teacher, one per class"),
 }
 
 

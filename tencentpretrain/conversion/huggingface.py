@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -253,9 +252,7 @@ def write(
 
 
 def _write_tokenizer(directory: Path, family: Family, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    names = family.tokenizer_files
-    for option, file in tokenizer.files.items():
-        shutil.copyfile(file, directory / names.get(option, file.name))
+    tokenizer.write_files(directory, family.tokenizer_files)
     special = {f"{role}_token": token for role, token in tokenizer.special_tokens.items()}
     write_json(directory / "special_tokens_map.json", special)
     write_json(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +18,7 @@ from tencentpretrain.errors import DataError
 
 _ORDER = 2  # what a stream of random numbers is for; beside those of processors/base.py
 _BLOCK = 1 << 13  # samples whose order is computed at a time
+_GRACE = 30  # seconds that a process which builds batches lives on after SIGTERM
 _MULTIPLE = 8  # kernels like row lengths that are multiples of this
 
 
@@ -89,9 +90,9 @@ def _is_sequence(name: str) -> bool:
 
 
 def _leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach all processes of a group; the main one still needs batches."""
+    """Ctrl-C and a scheduler's SIGTERM reach every process; the main one needs batches to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
 
 
 class Loader:
@@ -138,29 +139,27 @@ class Loader:
         """Samples of an epoch, of all ranks."""
         return self._keys(epoch).size
 
-    def batches(self, position: DataPosition | None = None) -> Iterator[LoadedBatch]:
+    def batches(self, position: DataPosition | None = None) -> Generator[LoadedBatch, None, None]:
         """Endless batches from a position on; they run on across the border of epochs."""
         return self._load(self._requests(position or DataPosition()))
 
-    def one_pass(self) -> Iterator[LoadedBatch]:
+    def one_pass(self) -> Generator[LoadedBatch, None, None]:
         """Every sample of the first epoch once, in the order of the corpus; the last batch may be smaller.
 
         A rank gets nothing of a last global batch that is too small for it.
         """
         return self._load(self._requests_in_order())
 
-    def _load(self, requests: Iterable[_Request]) -> Iterator[LoadedBatch]:
-        return iter(
-            DataLoader(
-                self._builder,
-                sampler=requests,
-                batch_size=None,
-                num_workers=self._workers_num,
-                pin_memory=self._pin_memory,
-                worker_init_fn=_leave_signals_to_the_main_process,
-                # Without it each pass would advance the generator of dropout, and resuming would differ.
-                generator=torch.Generator(),
-            )
+    def _load(self, requests: Iterable[_Request]) -> Generator[LoadedBatch, None, None]:
+        yield from DataLoader(
+            self._builder,
+            sampler=requests,
+            batch_size=None,
+            num_workers=self._workers_num,
+            pin_memory=self._pin_memory,
+            worker_init_fn=_leave_signals_to_the_main_process,
+            # Without it each pass would advance the generator of dropout, and resuming would differ.
+            generator=torch.Generator(),
         )
 
     def _keys(self, epoch: int) -> Ints:

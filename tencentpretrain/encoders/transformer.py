@@ -36,14 +36,17 @@ class TransformerEncoder(nn.Module):
             self.transformer = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers_num))
         self.layer_norm = make_norm(config) if config.layernorm_positioning == "pre" else None
 
-    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
+    def forward(self, hidden: Tensor, batch: Batch, outputs: int | None = None) -> Tensor:
+        """With `outputs`, that many leading positions of the last layer are computed: [B, outputs, D]."""
         mask = self.mask(batch.get("segment_ids"))
         if self.linear is not None:
             hidden = self.linear(hidden)
         one = self.transformer
-        for layer in one if isinstance(one, nn.ModuleList) else [one] * self.layers_num:
+        layers = list(one) if isinstance(one, nn.ModuleList) else [one] * self.layers_num
+        for number, layer in enumerate(layers, start=1):
+            needed = outputs if number == self.layers_num else None
             if self.activation_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, mask, use_reentrant=False)
+                hidden = checkpoint(layer, hidden, mask, needed, use_reentrant=False)
             else:
-                hidden = layer(hidden, mask)
+                hidden = layer(hidden, mask, needed)
         return hidden if self.layer_norm is None else self.layer_norm(hidden)

@@ -12,7 +12,10 @@ from tencentpretrain.layers.masks import AttentionMask
 
 
 class MultiHeadedAttention(nn.Module):
-    """Scaled dot-product attention (Vaswani et al. 2017, §3.2): hidden [B, S, D] to [B, S, D]."""
+    """Scaled dot-product attention (Vaswani et al. 2017, §3.2).
+
+    `hidden` [B, T, D] asks, `memory` [B, S, D] answers: [B, T, D].
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -23,17 +26,14 @@ class MultiHeadedAttention(nn.Module):
         self.linear_layers = nn.ModuleList(nn.Linear(config.hidden_size, inner, bias=bias) for _ in range(3))
         self.final_linear = nn.Linear(inner, config.hidden_size, bias=bias)
 
-    def forward(self, hidden: Tensor, mask: AttentionMask) -> Tensor:
+    def forward(self, hidden: Tensor, memory: Tensor, mask: AttentionMask) -> Tensor:
         # The number of heads follows from the tensor, so that a layer split over devices needs no change.
         query, key, value = (
-            layer(hidden).unflatten(-1, (-1, self.head_size)).transpose(1, 2) for layer in self.linear_layers
+            layer(states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+            for layer, states in zip(self.linear_layers, (hidden, memory, memory), strict=True)
         )
-        if (
-            self.training
-            and self.dropout > 0
-            and hidden.device.type == "cpu"
-            and not torch.compiler.is_compiling()
-        ):
+        dropping = self.training and self.dropout > 0
+        if dropping and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
             context = self._with_dropout(query, key, value, mask)
         else:
             context = F.scaled_dot_product_attention(
@@ -41,7 +41,7 @@ class MultiHeadedAttention(nn.Module):
                 key,
                 value,
                 attn_mask=mask.allowed,
-                dropout_p=self.dropout if self.training else 0.0,
+                dropout_p=self.dropout if dropping else 0.0,
                 is_causal=mask.causal,
                 scale=self.scale,
             )

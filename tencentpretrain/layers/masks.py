@@ -20,6 +20,12 @@ class AttentionMask(NamedTuple):
     causal: bool = False
     allowed: Tensor | None = None
 
+    def for_queries(self, number: int | None) -> AttentionMask:
+        """The same for that many leading queries; None: all. A causal mask begins with them anyway."""
+        if number is None or self.allowed is None or self.allowed.shape[-2] == 1:
+            return self
+        return AttentionMask(allowed=self.allowed[..., :number, :])
+
 
 def fully_visible(segment_ids: Tensor | None) -> AttentionMask:
     """Every query sees every key that is not padding. segment_ids: [B, S], 0 at padding."""

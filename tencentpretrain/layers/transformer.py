@@ -15,6 +15,8 @@ from tencentpretrain.layers.norm import make_norm
 class TransformerLayer(nn.Module):
     """Attention and feed-forward, each with dropout, residual and normalisation: [B, S, D] to [B, S, D].
 
+    With `outputs`, the states of that many leading positions only are computed, from all: [B, outputs, D].
+
     `layernorm_positioning` "post" normalises after each residual sum (Vaswani et al. 2017), "pre" before each
     sub-layer (Xiong et al. 2020).
     """
@@ -28,11 +30,14 @@ class TransformerLayer(nn.Module):
         self.layer_norm_2 = make_norm(config)
         self.dropout = Dropout(config.dropout)
 
-    def forward(self, hidden: Tensor, mask: AttentionMask) -> Tensor:
+    def forward(self, hidden: Tensor, mask: AttentionMask, outputs: int | None = None) -> Tensor:
+        mask = mask.for_queries(outputs)
         if self.pre:
-            hidden = hidden + self.dropout(self.self_attn(self.layer_norm_1(hidden), mask))
+            memory = self.layer_norm_1(hidden)
+            hidden = hidden[:, :outputs] + self.dropout(self.self_attn(memory[:, :outputs], memory, mask))
             hidden = hidden + self.dropout(self.feed_forward(self.layer_norm_2(hidden)))
             return hidden
-        hidden = self.layer_norm_1(hidden + self.dropout(self.self_attn(hidden, mask)))
+        asking = hidden[:, :outputs]
+        hidden = self.layer_norm_1(asking + self.dropout(self.self_attn(asking, hidden, mask)))
         hidden = self.layer_norm_2(hidden + self.dropout(self.feed_forward(hidden)))
         return hidden

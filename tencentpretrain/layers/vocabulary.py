@@ -31,7 +31,7 @@ class _ChunkedLoss(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
     ) -> tuple[Tensor, Tensor]:
-        # "meta" tensors have no contents and no autocast of their own; a dry run estimates its cost with them.
+        # "meta" tensors have no contents and no autocast of their own; a dry run measures with them.
         kind = "cpu" if hidden.is_meta else hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         needs_hidden, needs_weight, needs_bias = ctx.needs_input_grad[:3]

@@ -59,9 +59,9 @@ class TaskModel(nn.Module, ABC):
         self.embedding = Embedding(config.embedding, config, DataSizes(vocab_size))
         self.encoder = ENCODERS[config.encoder](config)
 
-    def encode(self, batch: Batch) -> Tensor:
-        """Hidden states of the last layer: [B, S, D]."""
-        hidden: Tensor = self.encoder(self.embedding(batch), batch)
+    def encode(self, batch: Batch, outputs: int | None = None) -> Tensor:
+        """Hidden states of the last layer, [B, S, D], or at least of the `outputs` leading positions."""
+        hidden: Tensor = self.encoder(self.embedding(batch), batch, outputs)
         return hidden
 
     @abstractmethod

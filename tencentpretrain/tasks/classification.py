@@ -10,18 +10,15 @@ from torch.nn import functional as F
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.config import ClassifierConfig, ClassifierInferConfig, ModelConfig
-from tencentpretrain.errors import ConfigError, DataError
+from tencentpretrain.errors import ConfigError
 from tencentpretrain.layers.pooling import pool
 from tencentpretrain.registry import TASKS
 from tencentpretrain.targets.output import Part
 from tencentpretrain.tasks.base import Collected, Score, Split, Task, TaskModel, TaskOutput, stacked
 from tencentpretrain.tasks.examples import Examples, TextExamples
+from tencentpretrain.tasks.labels import read_classes, read_numbers
 from tencentpretrain.tasks.metrics import confusion_matrix, describe, precision_recall_f1
 from tencentpretrain.tasks.table import Table
-
-FREE_LABELS = (
-    1000  # a larger label must be matched by as many rows: it is more likely an identifier than a class
-)
 
 
 class Classifier(TaskModel):
@@ -40,7 +37,8 @@ class Classifier(TaskModel):
 
     def forward(self, batch: Batch) -> TaskOutput:
         batch = dict(batch)
-        pooled = pool(self.encode(batch), batch.get("segment_ids"), self.pooling)
+        hidden = self.encode(batch, outputs=1 if self.pooling == "first" else None)
+        pooled = pool(hidden, batch.get("segment_ids"), self.pooling)
         logits = self.output_layer_2(self.output_layer_1(pooled).tanh()).float()  # [B, classes]
         parts = {"cls": self._part(logits, batch)} if "cls_labels" in batch else {}
         return TaskOutput(parts, {}, {"logits": logits})
@@ -67,61 +65,24 @@ class Classification(Task):
         soft = split == "train" and self.config(ClassifierConfig).soft_targets
         required = ["text_a"] if split == "infer" else ["label", "text_a"]
         table = Table(path, required + ["logits"] * soft)
-        fields: dict[str, Tensor] = {}
+        fields = {}
         if split != "infer":
-            fields["cls_labels"] = torch.tensor(self._labels(table))
-        if soft:
-            fields["soft_labels"] = torch.tensor(self._soft_labels(table))
+            classes = read_classes(table, None if self.labels is None else len(self.labels))
+            self.labels = self.labels or tuple(map(str, range(max(classes) + 1)))
+            fields["cls_labels"] = torch.tensor(classes)
+            if soft:
+                fields["soft_labels"] = torch.tensor(read_numbers(table, "logits", len(self.labels)))
         columns = table.columns
         return TextExamples(self.tokenizer, columns["text_a"], columns.get("text_b"), self.seq_length, fields)
-
-    def _labels(self, table: Table) -> list[int]:
-        values = []
-        for row, text in enumerate(table.columns["label"]):
-            if not (text.isascii() and text.isdigit()):
-                raise table.row_error(
-                    row, f"label '{text[:30]}'; expected a whole number, 0 for the first class."
-                )
-            values.append(int(text))
-        largest = max(values)
-        if self.labels is None:
-            if largest == 0:
-                raise DataError(f"{table.path}: every label is 0; expected at least two classes, 0 and 1.")
-            if largest >= max(FREE_LABELS, len(values)):
-                raise table.row_error(
-                    values.index(largest),
-                    f"label {largest}, but only {len(values)} rows; number the classes from 0.",
-                )
-            self.labels = tuple(map(str, range(largest + 1)))
-        if largest >= len(self.labels):
-            raise table.row_error(
-                values.index(largest),
-                f"label {largest} is out of range; the training set has 0 to {len(self.labels) - 1}.",
-            )
-        return values
-
-    def _soft_labels(self, table: Table) -> list[list[float]]:
-        assert self.labels is not None
-        rows = []
-        for row, text in enumerate(table.columns["logits"]):
-            try:
-                values = [float(number) for number in text.split()]
-            except ValueError:
-                values = []
-            if len(values) != len(self.labels) or not np.isfinite(values).all():
-                raise table.row_error(
-                    row,
-                    f"logits '{text[:30]}'; expected {len(self.labels)} numbers, one per class.",
-                )
-            rows.append(values)
-        return rows
 
     def build(self, config: ModelConfig, vocab_size: int) -> TaskModel:
         given = self.config(ClassifierInferConfig).labels_num
         if self.labels is None and given is not None:
             self.labels = tuple(map(str, range(given)))
         if self.labels is None:
-            raise ConfigError("how many classes there are lies not beside the weights: give --labels_num.")
+            raise ConfigError(
+                "what lies beside the weights does not say how many classes there are; give --labels_num."
+            )
         if given is not None and given != len(self.labels):
             raise ConfigError(
                 f"`labels_num` is {given}, but the weights were fine-tuned with {len(self.labels)}."

@@ -62,10 +62,10 @@ class TextExamples(Examples):
         self._seq_length = seq_length
         self._pad_id = tokenizer.pad_id or 0
         self._multiple = GPU_MULTIPLE if torch.cuda.is_available() else 1
-        flat_a, lengths_a = tokenizer.encode_batch(texts, special_tokens=False)
+        flat_a, lengths_a = tokenizer.encode_batch(texts)
         flat_b, lengths_b = flat_a[:0], 0 * lengths_a
         if pairs is not None:
-            flat_b, lengths_b = tokenizer.encode_batch(pairs, special_tokens=False)
+            flat_b, lengths_b = tokenizer.encode_batch(pairs)
         keep_a, keep_b = fit_pair(lengths_a, lengths_b, seq_length - (2 if pairs is None else 3))
         self._first_lengths = keep_a + 2
         self.lengths = self._first_lengths if pairs is None else self._first_lengths + keep_b + 1

@@ -65,16 +65,10 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     loaded = start.load(model)
     engine.prepare(model, lambda module: make_optimizer(module, configs[OptimizationConfig]))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    sizes = f"{len(train)} to train, {len(dev)} to choose the best weights" + (
-        f", {len(test)} to test" if test else ""
-    )
-    for line in (
-        *options.notes,
-        *engine.decisions(),
-        f"parameters: {parameters:,}",
-        *loaded,
-        f"examples: {sizes}",
-    ):
+    sizes = f"examples: {len(train)} to train, {len(dev)} to choose the best weights"
+    if test is not None:
+        sizes += f", {len(test)} to test"
+    for line in (*options.notes, *engine.decisions(), f"parameters: {parameters:,}", *loaded, sizes):
         log.info(line)
     steps = config.epochs_num * -(-len(train) // run.batch_size)
     report = Report(Path(run.log_dir or f"{output}.logs"), steps)

@@ -50,9 +50,8 @@ class Tokenizer(abc.ABC):
     """
 
     kind: ClassVar[str]
-    file_names: ClassVar[Mapping[str, str]] = {
-        "vocab_path": "vocab.txt"
-    }  # what `files` are called when saved
+    # What `files` are called when saved, by option.
+    file_names: ClassVar[Mapping[str, str]] = {"vocab_path": "vocab.txt"}
 
     pad_id: int | None
     unk_id: int | None
@@ -75,9 +74,8 @@ class Tokenizer(abc.ABC):
         names, further = self._named_special_tokens(config)
         self.special_tokens = {role: name for role, name in names.items() if name in self.ids}
         self._names = names
-        self._further = [
-            name for name in dict.fromkeys((*further, *self._usual_special_tokens())) if name in self.ids
-        ]
+        others = {*further, *self._usual_special_tokens()} - {*self.special_tokens.values()}
+        self._further = sorted(others & self.ids.keys(), key=self.ids.__getitem__)
         for role in ROLES:
             name = self.special_tokens.get(role)
             setattr(self, f"{role}_id", None if name is None else self.ids[name])
@@ -160,7 +158,7 @@ class Tokenizer(abc.ABC):
         """
         try:
             return self._encode_batch(texts, special_tokens)
-        except UnicodeEncodeError:
+        except (UnicodeEncodeError, TypeError):  # the latter from the Rust library
             for number, text in enumerate(texts):
                 if any("\ud800" <= char <= "\udfff" for char in text):
                     raise DataError(

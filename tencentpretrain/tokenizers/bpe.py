@@ -68,8 +68,8 @@ class BPETokenizer(Tokenizer):
         return "\n".join(map(" ".join, self.merges)).encode("utf-8")
 
     def _continues(self, token: str) -> bool:
-        # A word goes on with a letter, a digit, or a byte of a character that has begun. Bytes to 0xA0 that do
-        # not print stand in the vocabulary as U+0100 …, in order; 0xE3 and above begin CJK and emoji.
+        # A word goes on with a letter, a digit, or a byte of a character that has begun. Bytes to 0xA0 that
+        # do not print stand in the vocabulary as U+0100 …, in order; 0xE3 and above begin CJK and emoji.
         first = token[0]
         return (
             (first.isascii() and first.isalnum())

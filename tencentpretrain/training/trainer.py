@@ -140,23 +140,24 @@ class Trainer:
             KeyboardInterrupt, Terminated: asked to stop; the state is saved.
             UserError: the loss is not finite, or a checkpoint cannot be written.
         """
-        batches = self.loader.batches(self.position)
         self._first_step, self._begin = self.step, time.monotonic()
         self._start_interval()
         with deferred_signals() as stop:
-            while self.step < self.plan.total_steps:
-                self._update(batches)
-                last = self.step == self.plan.total_steps
-                if self.step % self.plan.report_steps == 0 or last:
-                    self._tell()
-                with self._off_the_clock():
-                    if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
-                        self._validate(stop)
-                    if self.step % self.plan.save_steps == 0 or last or stop:
-                        self._save()
-                if stop and not last:
-                    log.info(f"stopped after step {self.step}; the same command continues from there")
-                    raise KeyboardInterrupt if stop[0] == signal.SIGINT else Terminated
+            with contextlib.closing(self.loader.batches(self.position)) as batches:
+                while self.step < self.plan.total_steps and not stop:
+                    self._update(batches)
+                    last = self.step == self.plan.total_steps
+                    if self.step % self.plan.report_steps == 0 or last:
+                        self._tell()
+                    with self._off_the_clock():
+                        if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
+                            self._validate(self.validation, stop)
+                        if self.step % self.plan.save_steps == 0 or last:
+                            self._save()
+            if self.step < self.plan.total_steps:
+                self._save()
+                log.info(f"stopped after step {self.step}; the same command continues from there")
+                raise KeyboardInterrupt if stop[0] == signal.SIGINT else Terminated
         self.checkpoints.publish(self.checkpoints.output)
         log.info(f"done: the weights after step {self.step} are in {self.checkpoints.output}")
 
@@ -234,13 +235,12 @@ class Trainer:
         yield
         self._interval_begin += time.monotonic() - start
 
-    def _validate(self, stop: list[int]) -> None:
+    def _validate(self, validation: Loader, stop: list[int]) -> None:
         """Loss over all held-out batches, and the perplexity of the targets that predict tokens."""
-        assert self.validation is not None
         sums, output = Sums(), None
         self.engine.model.eval()
-        with torch.no_grad():
-            for loaded in self.validation.one_pass():
+        with torch.no_grad(), contextlib.closing(validation.one_pass()) as batches:
+            for loaded in batches:
                 if stop:
                     break
                 output = self.engine.forward(loaded.batch)

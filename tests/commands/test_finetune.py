@@ -64,8 +64,10 @@ def test_wrong_input_ends_with_one_message_and_status_2(
 ) -> None:
     (tmp_path / "rows.tsv").write_text("1\tno header\n", encoding="utf-8")
     monkeypatch.setattr(sys, "argv", ["run_classifier.py", *task])
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "finetune" / "run_classifier.py"), run_name="__main__")
+    signal.signal(signal.SIGTERM, handler)
     errors = capsys.readouterr().err
     assert end.value.code == 2
     assert errors.startswith("error: ") and "rows.tsv, line 1: expected a header" in errors

@@ -184,6 +184,18 @@ def test_tied_weights_are_one_parameter_and_albert_shares_one_layer() -> None:
     assert shared.state_dict()["target.mlm.linear_2.weight"].shape == (VOCABULARY, 16)
 
 
+def test_leading_outputs_are_those_of_the_whole() -> None:
+    batch = make_batch()
+    masks = ("fully_visible", "causal", "causal_with_prefix")
+    for mask, position in itertools.product(masks, ("pre", "post")):
+        model = build_model(make_config(mask=mask, layernorm_positioning=position), VOCABULARY).eval()
+        embedded = model.embedding(batch)
+        whole = model.encoder(embedded, batch)
+        for number in (1, 5):
+            leading = model.encoder(embedded, batch, number)
+            torch.testing.assert_close(leading, whole[:, :number], rtol=1e-5, atol=1e-6)
+
+
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
     model = build_model(make_config(dropout=0.1), VOCABULARY)
     gradients = []

@@ -56,7 +56,8 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Vocabularies:
     for name, options in (("fairseq", fairseq), ("spm", berts)):
         model = io.BytesIO()
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=iter([text for text in TEXTS if "\0" not in text] * 3), model_writer=model, vocab_size=500,
+            sentence_iterator=iter([text for text in TEXTS if "\0" not in text] * 3),
+            model_writer=model, vocab_size=500,
             character_coverage=0.98, hard_vocab_limit=False, num_threads=1, minloglevel=2, **options,
         )  # fmt: skip
         (root / name).mkdir()

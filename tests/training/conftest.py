@@ -19,9 +19,9 @@ from tencentpretrain.training.trainer import Trainer
 
 WORDS = [f"w{number}" for number in range(60)]
 MODEL = {
-    "emb_size": 16, "hidden_size": 16, "feedforward_size": 32, "heads_num": 2, "layers_num": 2, "max_seq_length": 32,
-    "embedding": ["word", "pos", "seg"], "encoder": "transformer", "target": ["mlm", "sp"], "dropout": 0.1,
-    "data_processor": "bert",
+    "emb_size": 16, "hidden_size": 16, "feedforward_size": 32, "heads_num": 2, "layers_num": 2,
+    "max_seq_length": 32, "embedding": ["word", "pos", "seg"], "encoder": "transformer",
+    "target": ["mlm", "sp"], "dropout": 0.1, "data_processor": "bert",
 }  # fmt: skip
 
 
@@ -81,7 +81,7 @@ def arguments(workplace: Path, tmp_path: Path) -> Callable[..., list[str]]:
 
 @pytest.fixture
 def run(arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Train in this process. `stop=(step, signal)`: the signal arrives during that step; `draw`: curves, too (slow)."""
+    """Train in this process. stop=(step, signal): it arrives in that step; draw: curves too (slow)."""
 
     def start(
         output: str = "model.bin", stop: tuple[int, int] | None = None, draw: bool = False, **options: object

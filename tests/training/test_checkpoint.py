@@ -62,7 +62,7 @@ def test_save_and_find(make: Make, tmp_path: Path, name: str) -> None:
     assert names(tmp_path) == sorted(
         [name, *steps, f"{name}.json", *(f"{step}.json" for step in steps), f"{name}.states"]
     )
-    assert os.path.samefile(tmp_path / name, tmp_path / f"{name}-15")  # no disk space for a second copy
+    assert (tmp_path / name).samefile(tmp_path / f"{name}-15")  # no disk space for a second copy
     assert found(make(name)) == 15
     assert found(make(name), str(tmp_path / f"{name}.states/10")) == 10
     assert found(make(name), "never") is None
@@ -154,7 +154,7 @@ def test_really_full_disk(make: Make, tmp_path: Path, name: str, limit: int) -> 
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(
-            UserError, match="cannot save the training state .*/10: .*the newest complete is of step 5"
+            UserError, match=r"cannot save the training state .*/10: .*the newest complete is of step 5"
         ):
             checkpoints.save(10, weights(10), {"moments": torch.zeros(10_000)})
     finally:

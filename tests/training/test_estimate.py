@@ -31,7 +31,7 @@ def test_cost_is_that_of_the_matrix_products() -> None:
     tokens = ROWS * LENGTH
     layer = tokens * (4 * HIDDEN**2 + 2 * HIDDEN * INNER) + 2 * ROWS * LENGTH**2 * HIDDEN
     head = PREDICTED * (HIDDEN**2 + HIDDEN * VOCABULARY)
-    # Two operations a product; the backward pass costs twice the forward pass, and attention is linear in neither.
+    # Two operations a product; the backward pass costs twice the forward pass.
     assert cost.flops == 3 * 2 * (LAYERS * layer + head)
     assert cost.activations > 4 * tokens * HIDDEN * LAYERS
     assert all(weight.is_meta for weight in built[0].parameters())

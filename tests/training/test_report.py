@@ -16,7 +16,7 @@ from tencentpretrain.training.report import Report, duration, report_line, start
 
 RECORD: dict[str, Any] = {
     "step": 100, "loss": 7.125, "loss_mlm": 7.125, "acc_mlm": 0.25, "learning_rate": 1e-4, "grad_norm": 1.5,
-    "tokens": 4000, "tokens_per_second": 1234.5, "mfu": None, "memory_gb": 1.0, "data_wait": 0.01, "time": 1.0,
+    "tokens": 4000, "tokens_per_second": 1234.5, "mfu": None, "memory_gb": 1.0, "data_wait": 0.01, "time": 1,
 }  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def test_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert re.fullmatch(r"\[[-\d]+ [\d:,]+ ERROR\] three\n", capsys.readouterr().out)
     assert [line.split("] ")[1] for line in path.read_text().splitlines()] == ["one", "two", "three"]
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--log_path .*file/run.log: cannot write there"):
+    with pytest.raises(UserError, match=r"--log_path .*file/run.log: cannot write there"):
         start_logging(RunConfig(log_path=str(tmp_path / "file/run.log")))
 
 
