@@ -9,16 +9,16 @@ AdamW, gradient clipping, the vocabulary layer at the masked positions only, sam
 from __future__ import annotations
 
 import argparse
-import contextlib
 import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tencentpretrain import build_model, load_config
@@ -48,20 +48,23 @@ def make_batches(number: int, rows: int, length: int, vocab_size: int, device: s
     return batches
 
 
-def autocast(device: str, precision: str) -> contextlib.AbstractContextManager[object]:
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=precision == "bf16")
+class Setting(NamedTuple):
+    config_path: str
+    vocab_size: int
+    device: str
+    precision: str
+    compile: bool
 
 
-def ours(config_path: str, vocab_size: int, device: str, precision: str, compiled: bool) -> Step:
-    model = build_model(load_config(config_path), vocab_size).to(device)
+def training_step(model: nn.Module, loss_of: Callable[[Batch], Tensor], setting: Setting) -> Step:
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    forward = torch.compile(model) if compiled else model
+    forward = torch.compile(loss_of) if setting.compile else loss_of
 
     def step(batch: Batch) -> Tensor:
-        with autocast(device, precision):
-            loss: Tensor = forward(batch).loss
+        with torch.autocast(setting.device, dtype=torch.bfloat16, enabled=setting.precision == "bf16"):
+            loss = forward(batch)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
@@ -69,13 +72,18 @@ def ours(config_path: str, vocab_size: int, device: str, precision: str, compile
     return step
 
 
-def transformers_peer(config_path: str, vocab_size: int, device: str, precision: str, compiled: bool) -> Step:
+def ours(setting: Setting) -> Step:
+    model = build_model(load_config(setting.config_path), setting.vocab_size).to(setting.device)
+    return training_step(model, lambda batch: model(batch).loss, setting)
+
+
+def transformers_peer(setting: Setting) -> Step:
     from transformers import BertConfig, BertForPreTraining
 
-    config = load_config(config_path)
+    config = load_config(setting.config_path)
     model = BertForPreTraining(
         BertConfig(
-            vocab_size=vocab_size,
+            vocab_size=setting.vocab_size,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.layers_num,
             num_attention_heads=config.heads_num,
@@ -85,8 +93,7 @@ def transformers_peer(config_path: str, vocab_size: int, device: str, precision:
             attention_probs_dropout_prob=config.dropout,
             attn_implementation="sdpa",
         )
-    ).to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    ).to(setting.device)
 
     def loss_of(batch: Batch) -> Tensor:
         out = model.bert(batch["input_ids"], token_type_ids=batch["segment_ids"] - 1)
@@ -95,18 +102,7 @@ def transformers_peer(config_path: str, vocab_size: int, device: str, precision:
         words = F.cross_entropy(model.cls.predictions(states), labels)
         return words + F.cross_entropy(model.cls.seq_relationship(out.pooler_output), batch["sp_labels"])
 
-    forward = torch.compile(loss_of) if compiled else loss_of
-
-    def step(batch: Batch) -> Tensor:
-        with autocast(device, precision):
-            loss = forward(batch)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
-
-    return step
+    return training_step(model, loss_of, setting)
 
 
 def timed(step: Step, batches: list[Batch], device: str) -> float:
@@ -153,7 +149,8 @@ def main() -> None:
     batches = make_batches(options.steps, options.batch_size, options.seq_length, options.vocab_size, device)
 
     def make(side: str, precision: str) -> Step:
-        return SIDES[side](options.config_path, options.vocab_size, device, precision, options.compile)
+        setting = Setting(options.config_path, options.vocab_size, device, precision, options.compile)
+        return SIDES[side](setting)
 
     if options.measure_memory:
         if options.measure_memory == "transformers":

@@ -8,7 +8,7 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,15 +51,22 @@ class Checkpoints:
 
     Args:
         output: final weights; `<output>-<step>` and `<output>.states/<step>/` lie beside it.
-        options: what a run must share with a state to continue from it, by option name.
+        options: what decides the course of a run, by option name; kept in its states.
+        changeable: names of options that may differ when a run continues; all others must not.
         describe: writes what lies beside a weights file, `<file>.json`.
         keep: states that are kept; weights files all are.
     """
 
     def __init__(
-        self, output: Path, options: Mapping[str, Any], describe: Callable[[Path], None], keep: int = 2
+        self,
+        output: Path,
+        options: Mapping[str, Any],
+        describe: Callable[[Path], None],
+        keep: int = 2,
+        changeable: Collection[str] = (),
     ) -> None:
-        self.output, self._options, self._describe, self._keep = output, dict(options), describe, keep
+        self.output, self._describe, self._keep = output, describe, keep
+        self._options, self._changeable = dict(options), changeable
         self.directory = output.with_name(output.name + ".states")
         self._weights_name = "model.safetensors" if output.suffix == ".safetensors" else "model.pt"
         self._saved: State | None = None  # the newest of this run
@@ -196,19 +203,26 @@ class Checkpoints:
         return True
 
     def _check_options(self, state: State) -> None:
-        names = sorted(self._options.keys() | state.options.keys())
-        different = [name for name in names if self._options.get(name) != state.options.get(name)]
-        if different:
+        different = {
+            name: (state.options.get(name), self._options.get(name))
+            for name in sorted(self._options.keys() | state.options.keys())
+            if self._options.get(name) != state.options.get(name)
+        }
+        refused = [
+            f"{name}: {there} there, {now} now"
+            for name, (there, now) in different.items()
+            if name not in self._changeable
+        ]
+        if refused:
             raise ConfigError(
                 [
                     f"the training state {state.path} was made with other options. Give the same, or another "
                     "--output_model_path, or --resume never to start anew:",
-                    *(
-                        f"{name}: {state.options.get(name)} there, {self._options.get(name)} now"
-                        for name in different
-                    ),
+                    *refused,
                 ]
             )
+        for name, (there, now) in different.items():
+            log.info(f"resume: {name} was {there} until step {state.step} and is {now} from there on")
 
 
 def _fingerprint(path: Path) -> list[Any]:

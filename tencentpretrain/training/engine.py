@@ -62,7 +62,6 @@ class SingleEngine:
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.skips_overflow)
         self.model: nn.Module
         self.optimizer: Optimizer
-        self._call: Callable[[Batch], TargetOutput]
 
     def decisions(self) -> list[str]:
         """A line for each thing that was decided here."""
@@ -84,7 +83,10 @@ class SingleEngine:
         if make_optimizer is not None:
             self.optimizer = make_optimizer(self.model)
             self._parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
-        self._call = torch.compile(self.model) if self.compile else self.model
+        if self.compile:
+            # Not the whole: a target's shapes follow the number of predicted positions, which differs from batch
+            # to batch. What costs time and gains from compiling is the stack of layers.
+            getattr(self.model, "encoder", self.model).compile()
 
     def seed(self, seed: int) -> None:
         """Start the device's random numbers (dropout) anew."""
@@ -97,7 +99,8 @@ class SingleEngine:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         dtype = DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            return self._call(moved)
+            output: TargetOutput = self.model(moved)
+        return output
 
     def backward(self, loss: Tensor, last: bool = True) -> None:
         """Add up gradients; at the `last` micro-batch of an update, engines with ranks exchange them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -26,8 +27,7 @@ from tencentpretrain.config import (
     json_options,
     options_of,
 )
-from tencentpretrain.data.loader import DataPosition, Loader
-from tencentpretrain.data.processors.base import Processor
+from tencentpretrain.data.loader import LoadedBatch, Loader
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.description import check_against_description, read_description, write_description
 from tencentpretrain.errors import ConfigError, DataError
@@ -156,13 +156,8 @@ def deep_init(model: Model, layers_num: int) -> None:
             parameter.div_(math.sqrt(2 * layers_num))
 
 
-def make_processor(settings: Settings, store: TokenStore) -> Processor:
-    processor: Processor = PROCESSORS[settings.data.data_processor](store, settings.data, store.tokenizer)
-    return processor
-
-
 def make_loader(settings: Settings, store: TokenStore, workers_num: int, pin_memory: bool = False) -> Loader:
-    processor = make_processor(settings, store)
+    processor = PROCESSORS[settings.data.data_processor](store, settings.data, store.tokenizer)
     return Loader(processor, settings.run.batch_size, settings.data.seed, workers_num, pin_memory=pin_memory)
 
 
@@ -183,9 +178,14 @@ def validation_store(settings: Settings) -> TokenStore | None:
 
 
 def make_checkpoints(settings: Settings) -> Checkpoints:
-    """Training states; a run goes on from one only if what decides its course is the same."""
+    """Training states; a run goes on from one only with the same model, data and optimizer."""
     shards = json.dumps(settings.store.meta["shards"], sort_keys=True).encode()
-    decisive = as_json(settings.model, settings.data) | {
+    changeable = as_json(settings.optimization) | {
+        "total_steps": settings.pretrain.total_steps,
+        "precision": settings.run.precision,
+    }
+    del changeable["optimizer"]
+    fixed = as_json(settings.model, settings.data) | {
         "dataset_path": f"contents {hashlib.blake2b(shards, digest_size=6).hexdigest()}",
         "labels_num": settings.labels_num,
         "batch_size": settings.run.batch_size,
@@ -203,7 +203,8 @@ def make_checkpoints(settings: Settings) -> Checkpoints:
         )
 
     output = Path(settings.pretrain.output_model_path)
-    return Checkpoints(output, json.loads(json.dumps(decisive)), describe, settings.pretrain.keep_checkpoints)
+    options = json.loads(json.dumps(fixed | changeable))  # as they will be read back
+    return Checkpoints(output, options, describe, settings.pretrain.keep_checkpoints, changeable)
 
 
 def make_trainer(settings: Settings) -> Trainer:
@@ -234,7 +235,7 @@ def make_trainer(settings: Settings) -> Trainer:
     plan = Plan(
         pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
         pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
-        settings.data.seed, flops_per_token=_cost(settings)[1] if engine.peak_flops else None,
+        settings.data.seed, flops_per_token=flops_per_token(settings) if engine.peak_flops else None,
     )  # fmt: skip
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
     report = Report(log_dir, pretrain.total_steps, state.step if state else 0)
@@ -276,12 +277,18 @@ def describe_data(settings: Settings, loader: Loader, validation: Loader | None)
     return lines
 
 
-def _cost(settings: Settings) -> tuple[Cost, float, int]:
-    """Cost of the first batch, FLOPs of a token in it, and its real tokens."""
-    loaded = next(make_loader(settings, settings.store, workers_num=0).batches(DataPosition()))
+def cost_of_first_batch(settings: Settings) -> tuple[Cost, LoadedBatch]:
+    with contextlib.closing(make_loader(settings, settings.store, workers_num=0).batches()) as batches:
+        loaded = next(batches)
     vocab_size = settings.store.tokenizer.vocab_size
-    cost = measure_cost(lambda: build_model(settings.model, vocab_size, settings.labels_num), loaded.batch)
-    return cost, cost.flops / loaded.batch["input_ids"].numel(), loaded.tokens
+    return measure_cost(
+        lambda: build_model(settings.model, vocab_size, settings.labels_num), loaded.batch
+    ), loaded
+
+
+def flops_per_token(settings: Settings) -> float:
+    cost, loaded = cost_of_first_batch(settings)
+    return cost.flops / loaded.batch["input_ids"].numel()
 
 
 def dry_run(settings: Settings) -> str:
@@ -292,7 +299,7 @@ def dry_run(settings: Settings) -> str:
     loader = make_loader(settings, settings.store, workers_num=0)
     held_out = validation_store(settings)
     validation = make_loader(settings, held_out, workers_num=0) if held_out else None
-    cost, _, tokens = _cost(settings)
+    cost, loaded = cost_of_first_batch(settings)
     total = parameters_num(model)
     states = state_bytes(total, settings.optimization.optimizer)
     state = make_checkpoints(settings).find(pretrain.resume)
@@ -302,7 +309,7 @@ def dry_run(settings: Settings) -> str:
         *(f"  {name:24s} {parameters_num(module):>14,d}" for name, module in _parts(model)),
         *describe_data(settings, loader, validation), f"resume: {_resume_line(pretrain.resume, state)}",
         f"step: {pretrain.accumulation_steps} × {settings.run.batch_size} samples, about "
-        f"{tokens * pretrain.accumulation_steps:,} tokens without padding, "
+        f"{loaded.tokens * pretrain.accumulation_steps:,} tokens without padding, "
         f"{cost.flops * pretrain.accumulation_steps / 1e9:,.1f} GFLOP",
         f"memory: about {(states + cost.activations) / 1e9:.2f} GB: {states / 1e9:.2f} weights, gradients, "
         f"optimizer; {cost.activations / 1e9:.2f} activations of a batch in fp32",

@@ -247,6 +247,7 @@ class Trainer:
                 sums.add_output(output)
         self.engine.model.train()
         if stop or output is None:
+            log.info("validation was broken off" if stop else "validation: no batches")
             return
         totals = self.engine.reduce(sums.read())
         parts = {

@@ -137,14 +137,16 @@ def test_a_killed_run_reports_no_step_twice(
     assert [record["step"] for record in records_of(tmp_path / "model.bin")] == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_finished_run_is_not_repeated(run: Run, tmp_path: Path) -> None:
+def test_a_finished_run_is_not_repeated(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     run()
     (tmp_path / "model.bin").unlink()
     (tmp_path / "model.bin-12").unlink()
     again = run()
     assert again.step == 12 and again._first_step == 12
     assert_same_weights(tmp_path / "model.bin", tmp_path / "model.bin-12")
-    longer = run(total_steps=15)
+    longer = run(total_steps=15)  # allowed, and told
+    assert "resume: total_steps was 12 until step 12 and is 15 from there on" in caplog.messages
     assert longer.step == 15 and longer._first_step == 12
     with pytest.raises(ConfigError, match=r"--total_steps is 9, but .* is of step 15"):
         run(total_steps=9)
@@ -286,3 +288,14 @@ def test_loaded_batches_are_what_the_trainer_takes_them_for(run: Run) -> None:
     loaded: LoadedBatch = next(run(total_steps=1).loader.batches())
     labels = loaded.batch[labels_of("mlm")]
     assert loaded.counts["mlm"] == int((labels != -100).sum()) == len(loaded.batch[positions_of("mlm")])
+
+
+@pytest.mark.slow
+def test_compiled_layers_compute_the_same(run: Run, tmp_path: Path) -> None:
+    options = {"dropout": 0, "total_steps": 4, "report_steps": 1}
+    run("plain.bin", **options)
+    run("compiled.bin", compile=True, **options)
+    for one, other in zip(
+        records_of(tmp_path / "plain.bin"), records_of(tmp_path / "compiled.bin"), strict=True
+    ):
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)

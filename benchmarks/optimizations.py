@@ -1,0 +1,143 @@
+"""What each optimisation of a training step gains: the step with and without it, in turn, in one process.
+
+    OMP_NUM_THREADS=2 python benchmarks/optimizations.py
+
+BERT-mini on the CPU; each optimisation is replaced by the plain form it stands for (docs/performance.md).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tencentpretrain import build_model, load_config
+from tencentpretrain.batch import IGNORED, Batch
+from tencentpretrain.encoders.transformer import TransformerEncoder
+from tencentpretrain.layers.attention import MultiHeadedAttention
+from tencentpretrain.layers.masks import AttentionMask
+from tencentpretrain.model import initialise
+from tencentpretrain.tasks.classification import Classifier
+
+CONFIG = "models/bert/mini_config.json"
+VOCABULARY = 21128
+
+
+def pretraining(rows: int, length: int) -> tuple[nn.Module, Batch]:
+    generator = torch.Generator().manual_seed(7)
+    ids = torch.randint(5, VOCABULARY, (rows, length), generator=generator)
+    hidden = torch.rand(rows, length, generator=generator) < 0.15
+    batch = {
+        "input_ids": ids.masked_fill(hidden, 4),
+        "segment_ids": torch.ones_like(ids),
+        "mlm_labels": ids.masked_fill(~hidden, IGNORED),
+        "mlm_positions": hidden.flatten().nonzero().squeeze(1),
+        "sp_labels": torch.randint(0, 2, (rows,), generator=generator),
+    }
+    return build_model(load_config(CONFIG), VOCABULARY), batch
+
+
+def classification(rows: int, length: int) -> tuple[nn.Module, Batch]:
+    model = Classifier(load_config(CONFIG), VOCABULARY, labels_num=2, soft_alpha=0.5)
+    initialise(model)
+    ids = torch.randint(5, VOCABULARY, (rows, length))
+    segments = torch.ones_like(ids)
+    segments[0, -1] = 0  # as most batches, this one has padding
+    return model, {"input_ids": ids, "segment_ids": segments, "cls_labels": torch.randint(0, 2, (rows,))}
+
+
+@contextlib.contextmanager
+def torch_dropout() -> Iterator[None]:
+    def attention(
+        self: MultiHeadedAttention, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask
+    ) -> Tensor:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask.allowed, dropout_p=self.dropout, is_causal=mask.causal
+        )
+
+    with (
+        mock.patch("tencentpretrain.layers.dropout.dropout", F.dropout),
+        mock.patch.object(MultiHeadedAttention, "_with_dropout", attention),
+    ):
+        yield
+
+
+def plain_vocabulary_loss(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+) -> tuple[Tensor, Tensor]:
+    logits = F.linear(hidden, weight, bias)
+    loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
+    return loss, ((logits.argmax(1) == labels) & (labels != IGNORED)).sum()
+
+
+def every_position(hidden: Tensor, batch: Batch, target: str) -> tuple[Tensor, Tensor]:
+    return hidden.flatten(0, 1), batch[f"{target}_labels"].flatten()
+
+
+def all_outputs() -> AbstractContextManager[object]:
+    forward = TransformerEncoder.forward
+
+    def whole(self: TransformerEncoder, hidden: Tensor, batch: Batch, outputs: int | None = None) -> Tensor:
+        return forward(self, hidden, batch)
+
+    return mock.patch.object(TransformerEncoder, "forward", whole)
+
+
+CASES: dict[
+    str, tuple[Callable[[], tuple[nn.Module, Batch]], Callable[[], AbstractContextManager[object]]]
+] = {
+    "dropout from 16 random bits": (lambda: pretraining(32, 128), torch_dropout),
+    "vocabulary loss in chunks": (
+        lambda: pretraining(32, 128),
+        lambda: mock.patch("tencentpretrain.targets.predicted.vocabulary_loss", plain_vocabulary_loss),
+    ),
+    "vocabulary layer at predicted positions": (
+        lambda: pretraining(32, 128),
+        lambda: mock.patch("tencentpretrain.targets.mlm.predicted", every_position),
+    ),
+    "last layer for the first position (classification)": (lambda: classification(32, 40), all_outputs),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {CONFIG}, fp32")
+    for name, (make, without) in CASES.items():
+        model, batch = make()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+        def seconds(
+            model: nn.Module = model, batch: Batch = batch, optimizer: torch.optim.Optimizer = optimizer
+        ) -> float:
+            start = time.perf_counter()
+            model(batch).loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            return time.perf_counter() - start
+
+        seconds()
+        pairs = []
+        for _ in range(options.rounds):
+            quick = seconds()
+            with without():
+                pairs.append((quick, seconds()))
+        ratio = statistics.median(b / a for a, b in pairs)
+        quick, slow = (1000 * statistics.median(side) for side in zip(*pairs, strict=True))
+        print(f"{name:52}  {slow:6.0f} ms without, {quick:6.0f} ms with: {ratio:.2f} x")
+
+
+if __name__ == "__main__":
+    main()
