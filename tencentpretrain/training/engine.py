@@ -57,6 +57,10 @@ class SingleEngine:
     def __init__(self, precision: str = "auto", compile: bool = False) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision, self._why = choose_precision(precision, self.device)
+        if self.device.type == "cpu":
+            # The moments of tokens that are rarely seen decay into denormal numbers, with which a CPU computes
+            # many times slower. Threads inherit this from the one that starts them, so it is set early.
+            torch.set_flush_denormal(True)
         self.compile = compile
         self.skips_overflow = self.precision == "fp16"  # updates whose gradient is not finite are left out
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.skips_overflow)
@@ -84,8 +88,8 @@ class SingleEngine:
             self.optimizer = make_optimizer(self.model)
             self._parameters = [weight for group in self.optimizer.param_groups for weight in group["params"]]
         if self.compile:
-            # Not the whole: a target's shapes follow the number of predicted positions, which differs from batch
-            # to batch. What costs time and gains from compiling is the stack of layers.
+            # Not the whole: the shapes of a target follow the number of predicted positions, which differs
+            # from batch to batch. What costs time and gains from compiling is the stack of layers.
             getattr(self.model, "encoder", self.model).compile()
 
     def seed(self, seed: int) -> None:
