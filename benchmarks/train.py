@@ -9,12 +9,12 @@ AdamW, gradient clipping, the vocabulary layer at the masked positions only, sam
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -123,12 +123,18 @@ def peak_memory(name: str, precision: str, options: argparse.Namespace) -> float
     return float(result.stdout.split()[-1])
 
 
+def peak_rss() -> int:
+    """Largest resident size of this process so far, in bytes (getrusage would count the parent's, too)."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
 def measure_memory(step: Step, batches: list[Batch], device: str, before: int) -> None:
     timed(step, batches[:3], device)
     if device == "cuda":
         print(torch.cuda.max_memory_allocated() / 2**30)
     else:
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20)
+        print((peak_rss() - before) / 2**30)
 
 
 def main() -> None:
@@ -155,8 +161,7 @@ def main() -> None:
     if options.measure_memory:
         if options.measure_memory == "transformers":
             import transformers.models.bert.modeling_bert  # noqa: F401  its size is not the model's
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        measure_memory(make(options.measure_memory, options.precisions[0]), batches, device, before)
+        measure_memory(make(options.measure_memory, options.precisions[0]), batches, device, peak_rss())
         return
     print(
         f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {options.config_path}, "

@@ -58,8 +58,8 @@ class SingleEngine:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.precision, self._why = choose_precision(precision, self.device)
         if self.device.type == "cpu":
-            # The moments of tokens that are rarely seen decay into denormal numbers, with which a CPU computes
-            # many times slower. Threads inherit this from the one that starts them, so it is set early.
+            # The moments of tokens that are rarely seen decay into denormal numbers, with which a CPU
+            # computes many times slower. Threads inherit this from who starts them, so it is set early.
             torch.set_flush_denormal(True)
         self.compile = compile
         self.skips_overflow = self.precision == "fp16"  # updates whose gradient is not finite are left out
