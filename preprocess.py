@@ -17,8 +17,11 @@ def main() -> None:
     for note in options.notes:
         print(note)
     tokenizer = build_tokenizer(tokenizer_config)
+    processor = PROCESSORS[data.data_processor]
+    for role in processor.roles:
+        tokenizer.require(role)  # before the work, not when training starts
     given = {name: value for name, value in as_json(data).items() if options.given(name)}
-    report = preprocess(config, PROCESSORS[data.data_processor].layout, tokenizer, given)
+    report = preprocess(config, processor.layout, tokenizer, given)
     if str(report):
         print(report)
     store = TokenStore.open(config.dataset_path)

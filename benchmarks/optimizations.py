@@ -20,12 +20,14 @@ from unittest import mock
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from train import peak_rss
 
 from tencentpretrain import build_model, load_config
 from tencentpretrain.batch import IGNORED, Batch
 from tencentpretrain.encoders.transformer import TransformerEncoder
 from tencentpretrain.layers.attention import MultiHeadedAttention
 from tencentpretrain.layers.masks import AttentionMask
+from tencentpretrain.layers.vocabulary import vocabulary_loss
 from tencentpretrain.model import initialise
 from tencentpretrain.tasks.classification import Classifier
 
@@ -109,9 +111,9 @@ CASES: dict[
 }
 
 
-def denormal_moments(flush: bool) -> float:
+def denormal_moments(with_it: bool) -> float:
     """Milliseconds of AdamW on a word embedding whose first moments have decayed."""
-    torch.set_flush_denormal(flush)  # before threads start, as the engine does
+    torch.set_flush_denormal(with_it)  # before threads start, as the engine does
     weight = nn.Parameter(torch.randn(VOCABULARY, 256))
     optimizer = torch.optim.AdamW([weight], fused=True)
     weight.grad = torch.zeros_like(weight)
@@ -125,50 +127,73 @@ def denormal_moments(flush: bool) -> float:
     return 1000 * statistics.median(seconds)
 
 
+def vocabulary_memory(with_it: bool) -> float:
+    """MB that the loss of 4,096 predictions over the vocabulary takes at its peak."""
+    hidden = torch.randn(4096, 256, requires_grad=True)
+    weight = torch.randn(VOCABULARY, 256, requires_grad=True)
+    labels = torch.randint(0, VOCABULARY, (4096,))
+    before = peak_rss()
+    (vocabulary_loss if with_it else plain_vocabulary_loss)(hidden, weight, None, labels)[0].backward()
+    return (peak_rss() - before) / 1e6
+
+
+# Measured in processes of their own.
+APART: dict[str, tuple[Callable[[bool], float], str]] = {
+    "denormal numbers as zero (AdamW, such moments only)": (denormal_moments, "ms"),
+    "vocabulary loss in chunks (memory)": (vocabulary_memory, "MB"),
+}
+
+
+def measured_apart(name: str, way: str) -> float:
+    command = [sys.executable, __file__, "--apart", name, way]
+    return float(subprocess.run(command, capture_output=True, check=True).stdout)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--denormals", choices=["keep", "flush"], help=argparse.SUPPRESS)
+    parser.add_argument("--apart", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.denormals:
-        print(denormal_moments(options.denormals == "flush"))
+    if options.apart:
+        name, way = options.apart
+        print(APART[name][0](way == "with"))
         return
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {CONFIG}, fp32")
     for name, (make, without) in CASES.items():
-        model, batch = make()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+        plain, ours, ratio = in_turn(make, without, options.rounds)
+        print(f"{name:52}  {plain:6.0f} ms without, {ours:6.0f} ms with: {ratio:.2f} x")
+    for name, (_, unit) in APART.items():
+        plain, ours = measured_apart(name, "without"), measured_apart(name, "with")
+        print(f"{name:52}  {plain:6.0f} {unit} without, {ours:6.0f} {unit} with: {plain / ours:.2f} x")
 
-        def seconds(
-            model: nn.Module = model, batch: Batch = batch, optimizer: torch.optim.Optimizer = optimizer
-        ) -> float:
-            start = time.perf_counter()
-            model(batch).loss.backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            return time.perf_counter() - start
 
-        seconds()
-        pairs = []
-        for _ in range(options.rounds):
-            quick = seconds()
-            with without():
-                pairs.append((quick, seconds()))
-        ratio = statistics.median(b / a for a, b in pairs)
-        quick, slow = (1000 * statistics.median(side) for side in zip(*pairs, strict=True))
-        print(f"{name:52}  {slow:6.0f} ms without, {quick:6.0f} ms with: {ratio:.2f} x")
-    slow, quick = (
-        float(
-            subprocess.run(
-                [sys.executable, __file__, "--denormals", way], capture_output=True, check=True
-            ).stdout
-        )
-        for way in ("keep", "flush")
-    )
-    name = "denormal numbers as zero (AdamW, such moments only)"
-    print(f"{name:52}  {slow:6.0f} ms without, {quick:6.0f} ms with: {slow / quick:.2f} x")
+def in_turn(
+    make: Callable[[], tuple[nn.Module, Batch]],
+    without: Callable[[], AbstractContextManager[object]],
+    rounds: int,
+) -> tuple[float, float, float]:
+    """Median milliseconds of a step without and with an optimisation, and the median of the ratios."""
+    model, batch = make()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def seconds() -> float:
+        start = time.perf_counter()
+        model(batch).loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return time.perf_counter() - start
+
+    seconds()
+    plain, ours = [], []
+    for _ in range(rounds):
+        ours.append(seconds())
+        with without():
+            plain.append(seconds())
+    ratio = statistics.median(a / b for a, b in zip(plain, ours, strict=True))
+    return 1000 * statistics.median(plain), 1000 * statistics.median(ours), ratio
 
 
 if __name__ == "__main__":

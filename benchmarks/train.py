@@ -92,6 +92,7 @@ def transformers_peer(setting: Setting) -> Step:
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             attn_implementation="sdpa",
+            tie_word_embeddings=config.tie_weights,
         )
     ).to(setting.device)
 

@@ -40,7 +40,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--directory", type=Path, default=Path("demo"), help="where everything is written")
-    parser.add_argument("--total_steps", type=int, default=1500, help="steps of pre-training")
+    parser.add_argument("--total_steps", type=int, default=600, help="steps of pre-training")
     parser.add_argument("--epochs_num", type=int, default=6, help="epochs of fine-tuning")
     options = parser.parse_args()
     demo: Path = options.directory
@@ -59,7 +59,7 @@ def main() -> None:
     run(
         f"python pretrain.py --dataset_path {where}/dataset --config_path {CONFIG} "
         f"--output_model_path {where}/bert.bin --total_steps {options.total_steps} --learning_rate 2e-3 "
-        "--save_checkpoint_steps 500 --report_steps 100"
+        "--save_checkpoint_steps 300 --report_steps 100"
     )
     scores = {}
     for name, start in (("pretrained", f"--pretrained_model_path {where}/bert.bin"), ("random", "")):

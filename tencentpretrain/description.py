@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tencentpretrain.config import ModelConfig, Options, as_json, options_of
 from tencentpretrain.config.load import read_model_json
 from tencentpretrain.errors import ConfigError
-from tencentpretrain.files import complete_directory, read_json, write_json
+from tencentpretrain.files import complete_directory, complete_files, json_text, read_json, write_json
 
 if TYPE_CHECKING:
     from tencentpretrain.tokenizers import Tokenizer
@@ -25,7 +26,7 @@ def description_path(path: str | Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
 
-def write_description(
+def make_description(
     path: str | Path,
     config: ModelConfig,
     tokenizer: Tokenizer | None,
@@ -35,8 +36,8 @@ def write_description(
     labels_num: int | None = None,
     vocab_size: int | None = None,
     further: Mapping[str, Any] | None = None,
-) -> None:
-    """Write `<path>.json`, and the tokenizer into a directory beside it, which all steps of a run share.
+) -> dict[str, Any]:
+    """What `<path>.json` says; the tokenizer is written beside it, to a directory all steps of a run share.
 
     Args:
         labels: names of the classes, in the order of their numbers.
@@ -62,7 +63,20 @@ def write_description(
         "plugins": list(plugins) or None,
     }
     value |= {name: entry for name, entry in known.items() if entry is not None}
-    write_json(description_path(path), value | dict(further or {}))
+    return value | dict(further or {})
+
+
+def write_description(path: str | Path, *arguments: Any, **keywords: Any) -> None:
+    """Write `<path>.json`; arguments as `make_description`."""
+    write_json(description_path(path), make_description(path, *arguments, **keywords))
+
+
+@contextlib.contextmanager
+def complete_weights(path: Path, description: Mapping[str, Any]) -> Iterator[Path]:
+    """Give a temporary name to write weights to; they and `<path>.json` appear together, or neither does."""
+    with complete_files(description_path(path), path) as (beside, weights):
+        beside.write_text(json_text(description), encoding="utf-8")
+        yield weights
 
 
 def _save_tokenizer(path: Path, tokenizer: Tokenizer) -> Path:
@@ -87,7 +101,7 @@ def _save_tokenizer(path: Path, tokenizer: Tokenizer) -> Path:
 def read_description(path: str | Path) -> dict[str, Any] | None:
     """What is known about weights, as flat options, from `<path>.json` or a Hugging Face config.json.
 
-    Further keys are those of `write_description`. None: nothing is known (a plain file of another toolkit).
+    Further keys are those of `make_description`. None: nothing is known (a plain file of another toolkit).
 
     Raises:
         UserError: the description cannot be read.
@@ -122,6 +136,7 @@ def check_against_description(
     *,
     tokenizer: Tokenizer | None = None,
     labels_num: int | None = None,
+    origin: Callable[[str], str | None] = lambda name: None,
 ) -> None:
     """Refuse options that contradict what the weights at `path` were made with.
 
@@ -129,6 +144,7 @@ def check_against_description(
         config: the configuration in force; what may change (CHANGEABLE) is not compared.
         description: of `read_description`; None: nothing to contradict.
         tokenizer, labels_num: compared where given.
+        origin: the option that a value in force comes from, by the value's name, where that is known.
 
     Raises:
         ConfigError: with every contradiction.
@@ -146,7 +162,10 @@ def check_against_description(
             continue
         given = getattr(config, name)
         if given != made_with:
-            problems.append(f"`{name}` is {_words(given)}, but the weights {path} have {_words(made_with)}.")
+            known = f"`{name}` is {_words(given)}, but the weights {path} have {_words(made_with)}"
+            source = origin(name)
+            advice = "" if source is None else f"leave {source} out; "
+            problems.append(f"{known}; {advice}it is known from {_known_from(path)}.")
     fingerprint = description.get("tokenizer_fingerprint")
     if tokenizer is not None and fingerprint not in (None, tokenizer.fingerprint):
         problems.append(
@@ -158,6 +177,11 @@ def check_against_description(
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _known_from(path: str | Path) -> Path:
+    beside = description_path(path)
+    return Path(path) / "config.json" if Path(path).is_dir() and not beside.is_file() else beside
 
 
 def _words(value: Any) -> str:

@@ -41,7 +41,7 @@ class Terminated(Exception):  # noqa: N818  an event, like KeyboardInterrupt
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' (did you mean …?)' with the nearest known name, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
     return f" (did you mean '{near[0]}'?)" if near else ""
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +27,45 @@ def sync_directory(path: Path) -> None:
 @contextlib.contextmanager
 def complete_file(path: Path) -> Iterator[Path]:
     """Give a temporary name beside `path` to write to; flushed and renamed at the end, removed on failure."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with complete_files(path) as (temporary,):
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        sync_directory(path.parent)
+
+
+@contextlib.contextmanager
+def complete_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
+    """Like `complete_file` for files of one directory that belong together: none is renamed before all are
+    complete; the last one is the last to be."""
+    directory = paths[0].parent
+    directory.mkdir(parents=True, exist_ok=True)
+    temporaries = tuple(path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths)
+    try:
+        yield temporaries
+        for temporary in temporaries:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+        for temporary, path in zip(temporaries, paths, strict=True):
+            temporary.replace(path)
+        sync_directory(directory)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        for temporary in temporaries:
+            temporary.unlink(missing_ok=True)
         raise
+
+
+def check_not_input(output: Path, option: str, inputs: Mapping[str, str | None]) -> None:
+    """Refuse an output that would replace what is read.
+
+    Args:
+        inputs: paths by the option that names them.
+
+    Raises:
+        UserError: two of them are the same.
+    """
+    for name, path in inputs.items():
+        if path is not None and Path(path).resolve() == output.resolve():
+            raise UserError(
+                f"{option} {output} is what --{name} names too, and would be overwritten; give another path."
+            )
 
 
 @contextlib.contextmanager
@@ -54,6 +82,7 @@ def complete_directory(path: Path) -> Iterator[Path]:
             if file.is_file():
                 with file.open("rb+") as handle:
                     os.fsync(handle.fileno())
+        sync_directory(temporary)
         if path.exists():
             # The old one goes only when the new one is complete; between the two renames there is neither.
             path.rename(old)
@@ -130,8 +159,15 @@ def read_json(path: Path) -> Any:
                 f"{path}, line {line}: trailing comma; JSON allows none before '}}' or ']'."
             ) from None
         raise UserError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    except (RecursionError, ValueError) as error:  # nested a thousand deep, a number of thousands of digits
+        raise UserError(f"{path}: not usable as JSON ({error}).") from None
 
 
 def write_json(path: Path, value: Any) -> None:
     with complete_file(path) as temporary:
-        temporary.write_text(json.dumps(value, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(json_text(value), encoding="utf-8")
+
+
+def json_text(value: Any) -> str:
+    """A JSON file's content."""
+    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import Tensor, nn
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.embeddings import Embedding
-from tencentpretrain.errors import ConfigError
+from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.registry import EMBEDDINGS, ENCODERS, PROCESSORS, TARGETS
 from tencentpretrain.sizes import DataSizes
 from tencentpretrain.targets.output import TargetOutput
@@ -21,7 +22,8 @@ class Model(nn.Module):
     """A pre-training model.
 
     A module that has more to hand on than hidden states (an auxiliary loss, features before masking) writes
-    it as a field of the batch, which is copied for each forward pass; who needs it names it in `reads`.
+    it as a field of the batch, which is copied for each forward pass, and names it in its class's `writes`;
+    who needs it names it in `reads`.
     """
 
     def __init__(self, config: ModelConfig, sizes: DataSizes) -> None:
@@ -40,6 +42,13 @@ class Model(nn.Module):
     def forward(self, batch: Batch) -> TargetOutput:
         batch = dict(batch)
         hidden = self.encode(batch)
+        for name, target in self.target.items():
+            missing = [field for field in getattr(target, "reads", ()) if field not in batch]
+            if missing:
+                raise DataError(
+                    f"target '{name}' reads {', '.join(map(repr, missing))}, which the batch does not have; "
+                    "for hidden states alone call model.encode(batch)."
+                )
         parts = {name: target(hidden, batch) for name, target in self.target.items()}
         return TargetOutput(parts, self.config.target_weights)
 
@@ -78,16 +87,25 @@ def build_model(config: ModelConfig, vocab_size: int, labels_num: int | None = N
     return model
 
 
-def fields_read(config: ModelConfig) -> Iterator[tuple[str, str]]:
-    """Every batch field that the configured modules read, with the module that does."""
+def modules_of(config: ModelConfig) -> Iterator[tuple[str, type[Any]]]:
+    """The classes that a configuration names, with what to call them."""
     for kind, registry, names in (
         ("embedding", EMBEDDINGS, config.embedding),
         ("encoder", ENCODERS, (config.encoder,)),
         ("target", TARGETS, config.target),
     ):
         for name in names:
-            for field in registry[name].reads:
-                yield field, f"{kind} '{name}'"
+            yield f"{kind} '{name}'", registry[name]
+
+
+def fields_read(config: ModelConfig) -> Iterator[tuple[str, str]]:
+    """Every batch field that a configured module reads and none of them writes, with that module."""
+    modules = list(modules_of(config))
+    written = {field for _, module in modules for field in getattr(module, "writes", ())}
+    for title, module in modules:
+        for field in getattr(module, "reads", ()):
+            if field not in written:
+                yield field, title
 
 
 def check_provided(config: ModelConfig, provides: Iterable[str], processor: str) -> None:

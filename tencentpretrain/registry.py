@@ -60,9 +60,11 @@ def load_plugins(modules: tuple[str, ...]) -> None:
         sys.path.append("")
     for module in modules:
         try:
+            if not all(part.isidentifier() for part in module.split(".")):
+                raise ModuleNotFoundError(name=module)
             importlib.import_module(module)
         except ModuleNotFoundError as error:
-            if error.name != module.split(".")[0]:
+            if not f"{module}.".startswith(f"{error.name}."):
                 raise
             raise ConfigError(
                 f"plugins: there is no module '{module}' on the Python path or in the working directory "

@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> StateDict:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file{_neighbours(path)}.") from None
+        raise WeightsError(f"{path}: no such file{neighbours(path)}.") from None
     size = path.stat().st_size
     if not size:
         raise WeightsError(f"{path} is empty (0 bytes); the copy or download that made it did not work.")
@@ -69,7 +69,7 @@ def read_tensors(path: Path) -> StateDict:
     raise WeightsError(f"{path} is {_kind_of_unknown(head)}; expected a file of torch.save or safetensors.")
 
 
-def _neighbours(path: Path) -> str:
+def neighbours(path: Path) -> str:
     """Names that begin alike, such as the steps of a run that has not ended."""
     near = sorted(other.name for other in path.parent.glob("*") if other.name.startswith(f"{path.name}-"))
     return f" (there are {', '.join(near[:4])})" if near else ""
@@ -149,14 +149,20 @@ def _read_torch(path: Path) -> StateDict:
 
 
 def _unwrap(path: Path, loaded: Any) -> StateDict:
-    if isinstance(loaded, Mapping):
-        for wrapper in _WRAPPERS:
-            if isinstance(loaded.get(wrapper), Mapping):
-                loaded = loaded[wrapper]
-                break
+    while isinstance(loaded, Mapping):
+        inner = next((loaded[name] for name in _WRAPPERS if isinstance(loaded.get(name), Mapping)), None)
+        if inner is None:
+            break
+        loaded = inner
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}; expected a state dict (name → tensor).")
     others = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
+    nested = [str(name) for name, value in loaded.items() if isinstance(value, Mapping)]
+    if len(others) == len(loaded) and nested:
+        raise WeightsError(
+            f"{path} holds no tensors itself, but entries with more in them ({', '.join(nested[:4])}); "
+            "save the one that is the state dict by itself."
+        )
     if others:
         raise WeightsError(
             f"{path}: {len(others)} of {len(loaded)} entries are not tensors ({', '.join(others[:4])} …); "
@@ -229,6 +235,9 @@ def strip_wrappers(tensors: StateDict) -> StateDict:
     for prefix in _PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
             return strip_wrappers({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+    # The attribute of a training class; elsewhere such names are part of a family's own.
+    if any(name.startswith("model.embedding.") for name in tensors):
+        return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     return tensors
 
 
@@ -238,6 +247,12 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
     Tensors that share memory (tied weights) share it in the file of torch.save; safetensors holds both.
     """
     path = Path(path)
+    with complete_file(path) as temporary:
+        write_tensors(tensors, temporary, path)
+
+
+def write_tensors(tensors: Mapping[str, Tensor], temporary: Path, path: Path) -> None:
+    """Write to `temporary` what is to be called `path`; see `save_weights`."""
     copies: dict[tuple[Any, ...], Tensor] = {}
     plain: StateDict = {}
     for name, tensor in tensors.items():
@@ -249,17 +264,16 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
             copies[key] = own if whole and key not in copies else own.clone()
         plain[name] = copies[key]
     try:
-        with complete_file(path) as temporary:
-            if path.suffix == ".safetensors":
-                from safetensors.torch import save_file
+        if path.suffix == ".safetensors":
+            from safetensors.torch import save_file
 
-                temporary.touch()
-                mode = temporary.stat().st_mode  # as any file of this user; the library makes it private
-                save_file(plain, temporary, metadata={"format": "pt"})
-                temporary.chmod(mode)
-            else:
-                with temporary.open("wb") as file:
-                    torch.save(plain, file)
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as any file of this user; the library makes it private
+            save_file(plain, temporary, metadata={"format": "pt"})
+            temporary.chmod(mode)
+        else:
+            with temporary.open("wb") as file:
+                torch.save(plain, file)
     except Exception as error:
         raise cause_on_disk(error, path) or error from None
 

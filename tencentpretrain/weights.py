@@ -6,6 +6,7 @@ import dataclasses
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,24 @@ from tencentpretrain.config import ModelConfig
 from tencentpretrain.description import (
     CHANGEABLE,
     check_against_description,
+    complete_weights,
     described_config,
     read_description,
     write_description,
 )
 from tencentpretrain.errors import ConfigError, WeightsError
-from tencentpretrain.state_dict import StateDict, read_tensors, same, save_weights, strip_wrappers
+from tencentpretrain.state_dict import (
+    StateDict,
+    read_tensors,
+    same,
+    save_weights,
+    strip_wrappers,
+    write_tensors,
+)
 
 __all__ = [
     "CHANGEABLE", "LoadReport", "check_against_description", "described_config", "load_weights",
-    "read_description", "read_state_dict", "save_weights", "write_description",
+    "publish_weights", "read_description", "read_state_dict", "save_weights", "write_description",
 ]  # fmt: skip
 
 # Names of UER-py and of TencentPretrain before its modules were registered by name.
@@ -59,7 +68,7 @@ class LoadReport:
         return (
             f"loaded: {len(self.loaded)} of {total} tensors of the model, from {self.path}\n"
             f"left at random: {_listed(self.missing)}\n"
-            f"ignored: {_listed(self.unexpected)}; did not fit: none"
+            f"ignored: {_listed(self.unexpected)}"
         )
 
 
@@ -67,14 +76,25 @@ def _listed(names: Sequence[str]) -> str:
     """Few names as they are, many by the modules they belong to."""
     if not names:
         return "none"
-    if len(names) > 4:
+    if len(names) > 3:
         modules: dict[str, int] = {}
         for name in names:
-            module = ".".join(name.split(".")[:2])
+            module = ".".join(name.split(".")[:-1][:2]) or name
             modules[module] = modules.get(module, 0) + 1
         words = [f"{module} ({count})" for module, count in modules.items()]
         return f"{len(names)}: {', '.join(words[:8])}{' …' if len(words) > 8 else ''}"
     return ", ".join(names)
+
+
+def publish_weights(tensors: Mapping[str, Tensor], path: str | Path, description: Mapping[str, Any]) -> None:
+    """Write weights as `save_weights` does, and the description beside them; both appear, or neither does.
+
+    Args:
+        description: of `make_description`.
+    """
+    path = Path(path)
+    with complete_weights(path, description) as temporary:
+        write_tensors(tensors, temporary, path)
 
 
 def read_state_dict(path: str | Path) -> StateDict:
@@ -156,11 +176,12 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
 
 
 def check_fit(path: Path, tensors: StateDict, parameters: StateDict) -> list[str]:
-    """Names that file and model share; WeightsError where family, layers or shapes differ."""
+    """Names that file and model share; WeightsError where family, layers or shapes differ, or one is NaN."""
     common = [name for name in parameters if name in tensors]
     _check_family(path, tensors, parameters, common)
     _check_layers(path, tensors, parameters)
     _check_shapes(path, tensors, parameters, common)
+    _check_finite(path, tensors, common)
     return common
 
 
@@ -247,6 +268,19 @@ def _check_shapes(path: Path, tensors: StateDict, parameters: StateDict, common:
     raise WeightsError(
         "\n  ".join([f"{path} does not fit the model:", *lines, f"likely cause: {'; '.join(known)}."])
     )
+
+
+def _check_finite(path: Path, tensors: StateDict, common: Iterable[str]) -> None:
+    for name in common:
+        tensor = tensors[name]
+        if tensor.is_floating_point() and tensor.numel():
+            wide = tensor if tensor.itemsize > 1 else tensor.float()
+            # One pass without a temporary, and NaN goes through it.
+            if not torch.stack(wide.aminmax()).isfinite().all():
+                raise WeightsError(
+                    f"{path}: {name} has values that are NaN or infinite; the run that wrote it diverged, or "
+                    "the file is damaged. Take weights of an earlier step, or copy the file again."
+                )
 
 
 def _likely_cause(name: str, theirs: Sequence[int], ours: Sequence[int]) -> str | None:

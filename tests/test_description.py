@@ -84,10 +84,19 @@ def test_contradictions_are_all_named(tmp_path: Path) -> None:
     assert all(word in str(caught.value) for word in words)
 
 
+def test_a_contradiction_says_where_both_values_come_from() -> None:
+    other = dataclasses.replace(CONFIG, heads_num=4)
+    said = r"have 2; leave --config_path c\.json out; it is known from .*bin\.json"
+    with pytest.raises(ConfigError, match=said):
+        check_against_description(
+            other, {"heads_num": 2}, "model.bin", origin=lambda name: "--config_path c.json"
+        )
+
+
 def test_what_belongs_to_the_target_may_change() -> None:
     described = {field.name: getattr(CONFIG, field.name) for field in dataclasses.fields(CONFIG)}
     free = dataclasses.replace(
-        CONFIG, target=("lm",), target_weights={"lm": 2.0}, pooling="mean", dropout=0.0, tie_weights=True
+        CONFIG, target=("cls",), target_weights={"cls": 2.0}, pooling="mean", dropout=0.0, tie_weights=True
     )
     check_against_description(free, described, "model.bin")
     check_against_description(free, None, "model.bin")

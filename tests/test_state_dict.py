@@ -77,6 +77,7 @@ def test_old_torch_format_and_wrappers(tmp_path: Path) -> None:
     for wrapped in (
         TENSORS,
         {"model": TENSORS, "step": 3},
+        {"model": {"state_dict": TENSORS}, "step": 3},
         {"state_dict": TENSORS},
         {"module": TENSORS, "epoch": 1},
     ):
@@ -84,6 +85,11 @@ def test_old_torch_format_and_wrappers(tmp_path: Path) -> None:
         assert equal(read_tensors(path), TENSORS)
     prefixed = {f"module._orig_mod.{name}": tensor for name, tensor in TENSORS.items()}
     assert equal(strip_wrappers(prefixed), TENSORS)
+    ours = {"embedding.word.embedding.weight": torch.ones(2), "encoder.a": torch.ones(1)}
+    assert equal(strip_wrappers({f"module.model.{name}": ours[name] for name in ours}), ours)
+    torch.save({"net": TENSORS, "epoch": 3}, tmp_path / "nested.bin")
+    with pytest.raises(WeightsError, match=r"entries with more in them \(net\)"):
+        read_tensors(tmp_path / "nested.bin")
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "weights.safetensors"])

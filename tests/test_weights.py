@@ -15,7 +15,7 @@ from tencentpretrain.config import ModelConfig
 from tencentpretrain.description import write_description
 from tencentpretrain.errors import WeightsError
 from tencentpretrain.model import Model
-from tencentpretrain.weights import read_state_dict, save_weights
+from tencentpretrain.weights import LoadReport, publish_weights, read_state_dict, save_weights
 
 SIZES: dict[str, Any] = {
     "hidden_size": 16, "emb_size": 16, "feedforward_size": 24, "heads_num": 2, "layers_num": 2,
@@ -58,8 +58,17 @@ def test_report_has_three_lines(weights: Path) -> None:
         first
         == f"loaded: {len(report.loaded)} of {len(model.state_dict())} tensors of the model, from {weights}"
     )
-    assert second.startswith("left at random: target.cls.linear_1.weight, ")
-    assert third.startswith("ignored: target.sp.linear_1.weight, ") and third.endswith("did not fit: none")
+    assert second == "left at random: 4: target.cls (4)"
+    assert third == "ignored: 4: target.sp (4)"
+
+
+def test_report_counts_by_module_and_names_few(weights: Path) -> None:
+    names = [f"output_layer_{number}.{kind}" for number in (1, 2) for kind in ("weight", "bias")]
+    lines = str(LoadReport(weights, [], names, names[:1])).split("\n")
+    assert lines[1:] == [
+        "left at random: 4: output_layer_1 (2), output_layer_2 (2)",
+        "ignored: output_layer_1.weight",
+    ]
 
 
 def test_one_name_of_a_tied_pair_is_enough(tmp_path: Path) -> None:
@@ -136,6 +145,41 @@ def test_quantised_weights(tmp_path: Path) -> None:
     save_weights(tensors, tmp_path / "model.bin")
     with pytest.raises(WeightsError, match="quantised"):
         load_weights(model_of(), tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_that_are_not_finite(weights: Path, value: float, dtype: torch.dtype) -> None:
+    tensors = {name: tensor.clone().to(dtype) for name, tensor in read_state_dict(weights).items()}
+    tensors["encoder.transformer.1.layer_norm_1.beta"][3] = value
+    save_weights(tensors, weights)
+    model = model_of(target=("mlm", "sp"))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(WeightsError, match=r"encoder\.transformer\.1\.layer_norm_1\.beta has values that"):
+        load_weights(model, weights)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["model.bin", "model.safetensors"])
+def test_weights_and_description_appear_together_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    publish_weights({"a": torch.ones(1)}, tmp_path / name, {"of": "the first"})
+    kept = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert kept.keys() == {name, f"{name}.json"}
+
+    def full(*arguments: object, **keywords: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("torch.save", full)
+        disk.setattr("safetensors.torch.save_file", full)
+        with pytest.raises(OSError, match="No space left"):
+            publish_weights({"a": torch.zeros(1)}, tmp_path / name, {"of": "the second"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == kept
+    publish_weights({"a": torch.zeros(1)}, tmp_path / name, {"of": "the third"})
+    assert "third" in (tmp_path / f"{name}.json").read_text(encoding="utf-8")
+    assert not read_state_dict(tmp_path / name)["a"].any()
 
 
 def test_empty_state_dict(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import dataclasses
 from typing import ClassVar
 
 from tencentpretrain.config.options import option
-from tencentpretrain.errors import ConfigError
+from tencentpretrain.config.shared import CORPUS_PATH, PLUGINS, SEED
 from tencentpretrain.registry import PROCESSORS
 
 
@@ -16,7 +16,7 @@ class DataConfig:
 
     data_processor: str = option("bert", "How examples are built.", choices=lambda: PROCESSORS)
     seq_length: int = option(128, "Length of an example, in tokens.", minimum=4)
-    seed: int = option(7, "Seed of every random choice.", minimum=0)
+    seed: int = SEED()
     dup_factor: int | None = option(
         None,
         "Use only this many different maskings of the corpus, in turn; default: a new one every epoch.",
@@ -37,23 +37,17 @@ class DataConfig:
         "dynamic_masking": "masking is always drawn anew; --dup_factor N limits it to N different maskings.",
     }
 
-    def __post_init__(self) -> None:
-        if self.whole_word_masking and self.span_masking and self.span_max_length < 1:
-            raise ConfigError("`span_max_length` must be at least 1.")
-
 
 @dataclasses.dataclass(frozen=True)
 class PreprocessConfig:
     """Preprocessing: corpus to token store."""
 
-    corpus_path: tuple[str, ...] = option(
-        ..., "Corpus files, directories or globs (.txt .tsv .jsonl, .gz, UTF-8)."
-    )
+    corpus_path: tuple[str, ...] = CORPUS_PATH()
     dataset_path: str = option("dataset.pt", "Directory the token store is written to.")
     json_format_corpus: bool = option(False, "Lines are JSON objects with a 'text' key.")
     processes_num: int = option(1, "Processes that tokenise; the result does not depend on it.", minimum=1)
     max_bad_lines: int = option(1000, "More unusable lines than this are an error.", minimum=0)
-    plugins: tuple[str, ...] = option((), "Modules to import that register components of your own.")
+    plugins: tuple[str, ...] = PLUGINS()
 
     obsolete: ClassVar[dict[str, str]] = {
         "docs_buffer_size": "documents are streamed, memory does not depend on the corpus.",

@@ -17,7 +17,8 @@ from tencentpretrain.registry import load_plugins
 
 C = TypeVar("C")
 
-DOCUMENTARY = ("about",)  # legal in every JSON file, meant for readers
+# Legal in every JSON file and no options: for readers, and what write_description adds beside weights.
+DOCUMENTARY = ("about", "labels", "special_tokens", "tokenizer_fingerprint", "tokenizer_path", "vocab_size")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -66,7 +67,10 @@ class Options:
             epilog="Command line over --config_path over defaults. --x=1 and --x 1 mean the same.",
             usage="%(prog)s [--option value …]",
         )
-        for concern in concerns:
+        # First the groups with what must be given: the program's own.
+        for concern in sorted(
+            concerns, key=lambda concern: not any(o.required for o in options_of(concern).values())
+        ):
             group = parser.add_argument_group(
                 (concern.__doc__ or concern.__name__).split("\n")[0].rstrip(".")
             )
@@ -76,7 +80,9 @@ class Options:
                     shape["nargs"] = "*"
                 elif option.kind is bool:
                     shape |= {"nargs": "?", "const": True}
-                group.add_argument(f"--{option.name}", help=_help(option), metavar=_metavar(option), **shape)
+                names = [option.name, *option.metadata["former_names"]]
+                flags = [f"--{name}" for name in names]
+                group.add_argument(*flags, help=_help(option), metavar=_metavar(option), **shape)
         for name in obsolete:
             parser.add_argument(f"--{name}", nargs="*", help=argparse.SUPPRESS)
         given, unknown = parser.parse_known_args(list(arguments))
@@ -107,7 +113,7 @@ class Options:
             if name not in known and name not in DOCUMENTARY:
                 self._problems.append(f"{path}: {name}: unknown key{did_you_mean(name, known)}.")
         if "plugins" in values and not self.given("plugins"):
-            load_plugins(tuple(values["plugins"]))
+            load_plugins(known["plugins"].decode(values["plugins"]))
         self.add_layer(str(path), {name: value for name, value in values.items() if name in self._options})
         for name, value in values.items():  # of other programs: not used here, but not wrong either
             if name in known and name not in self._options:
@@ -141,9 +147,7 @@ class Options:
         for concern in concerns:
             values = {name: decoded[name] for name in options_of(concern)}
             if failed & values.keys():
-                values = {name: value for name, value in values.items() if name not in failed}
-                if any(self._options[name].required for name in failed & options_of(concern).keys()):
-                    continue
+                continue  # what else it would complain of may follow from these
             try:
                 built.append(concern(**values))
             except ConfigError as error:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator
 
-from tencentpretrain.config.options import option
+from tencentpretrain.config.options import names_in, option
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.registry import EMBEDDINGS, ENCODERS, TARGETS
 
-ACTIVATION_NAMES = ("gelu", "gelu_fast", "relu", "silu", "linear")
+LAYERS = "tencentpretrain.layers"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,11 @@ class ModelConfig:
     hidden_size: int = option(768, "Width of the encoder.", minimum=1)
     emb_size: int = option(768, "Width of the embeddings.", minimum=1)
     feedforward_size: int = option(3072, "Inner width of the feed-forward layers.", minimum=1)
-    hidden_act: str = option("gelu", "Activation of the feed-forward layers.", choices=ACTIVATION_NAMES)
+    hidden_act: str = option(
+        "gelu",
+        "Activation of the feed-forward layers.",
+        choices=names_in(f"{LAYERS}.activations", "ACTIVATIONS"),
+    )
     heads_num: int = option(12, "Attention heads.", minimum=1)
     attention_head_size: int | None = option(
         None, "Width of one attention head; without it hidden_size / heads_num.", minimum=1
@@ -38,10 +42,12 @@ class ModelConfig:
     mask: str = option(
         "fully_visible",
         "What a position may attend to.",
-        choices=("fully_visible", "causal", "causal_with_prefix"),
+        choices=names_in(f"{LAYERS}.masks", "MASKS"),
         aliases={"prefix": "causal_with_prefix"},
     )
-    layernorm: str = option("normal", "Kind of layer normalisation.", choices=("normal", "t5", "rms"))
+    layernorm: str = option(
+        "normal", "Kind of layer normalisation.", choices=names_in(f"{LAYERS}.norm", "NORMS")
+    )
     layernorm_positioning: str = option(
         "post", "Normalise after or before each sub-layer.", choices=("post", "pre")
     )
@@ -89,6 +95,11 @@ class ModelConfig:
                 "`tie_weights` needs the embedding 'word', but `embedding` is "
                 + " ".join(self.embedding)
                 + "."
+            )
+        if "lm" in self.target and self.encoder == "transformer" and self.mask == "fully_visible":
+            yield (
+                "target 'lm' needs `mask` causal or causal_with_prefix; with fully_visible every position "
+                "sees the token it is to predict."
             )
         if "lm" in self.target and self.tie_weights and self.emb_size != self.hidden_size:
             yield (

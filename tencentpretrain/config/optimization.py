@@ -4,13 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from tencentpretrain.config.options import option
+from tencentpretrain.config.options import names_in, option
 from tencentpretrain.errors import ConfigError
-
-SCHEDULE_NAMES = (
-    "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup",
-    "inverse_sqrt", "tri_stage", "wsd",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +20,11 @@ class OptimizationConfig:
     )
     lr_cycles: int = option(1, "Cycles of cosine_with_restarts.", minimum=1)
     lr_power: float = option(1.0, "Exponent of polynomial.", minimum=0)
-    scheduler: str = option("linear", "Course of the learning rate.", choices=SCHEDULE_NAMES)
+    scheduler: str = option(
+        "linear",
+        "Course of the learning rate.",
+        choices=names_in("tencentpretrain.training.schedules", "SCHEDULES"),
+    )
     optimizer: str = option("adamw", "Optimizer.", choices=("adamw", "adafactor"))
     weight_decay: float = option(0.01, "Weight decay of matrices; biases and norms have none.", minimum=0)
     beta1: float = option(0.9, "AdamW: decay of the mean of gradients.", minimum=0, maximum=1)

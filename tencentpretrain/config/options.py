@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import types
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from tencentpretrain.errors import did_you_mean
+
+
+def names_in(module: str, table: str) -> Callable[[], Iterable[str]]:
+    """Choices that are the names in a table of another module, which is imported when they are asked for."""
+    return lambda: list(getattr(importlib.import_module(module), table))
+
 
 Choices = Iterable[str] | Callable[[], Iterable[str]] | None
 
@@ -21,6 +28,7 @@ def option(
     minimum: float | None = None,
     maximum: float | None = None,
     aliases: dict[str, str] | None = None,
+    former_names: tuple[str, ...] = (),
 ) -> Any:
     """Declare an option. `default` may be `...`: the option is required.
 
@@ -28,6 +36,7 @@ def option(
         help: one sentence, with the unit where there is one.
         choices: the names allowed, or a function that gives them (a registry's names).
         aliases: further spellings of a choice, replaced by the name they stand for.
+        former_names: further names of the option on the command line.
     """
     metadata = {
         "help": help,
@@ -35,6 +44,7 @@ def option(
         "minimum": minimum,
         "maximum": maximum,
         "aliases": aliases or {},
+        "former_names": former_names,
     }
     if default is ...:
         return dataclasses.field(metadata=metadata)
@@ -119,7 +129,7 @@ class Option:
             raise wrong
         try:
             number = self.kind(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise wrong from None
         low, high = self.metadata["minimum"], self.metadata["maximum"]
         too_small, too_large = low is not None and number < low, high is not None and number > high

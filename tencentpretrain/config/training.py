@@ -6,6 +6,14 @@ import dataclasses
 from typing import ClassVar
 
 from tencentpretrain.config.options import option
+from tencentpretrain.config.shared import (
+    CONFIG_PATH,
+    INPUT_LENGTH,
+    PLUGINS,
+    PRECISION,
+    PRETRAINED_MODEL_PATH,
+    SEED,
+)
 from tencentpretrain.errors import ConfigError
 
 LEVELS = ("ERROR", "INFO", "DEBUG", "NOTSET")
@@ -16,11 +24,7 @@ class RunConfig:
     """Run: device, precision, reports."""
 
     batch_size: int = option(32, "Examples in a batch (one forward pass).", minimum=1)
-    precision: str = option(
-        "auto",
-        "Autocast with fp32 weights; auto: bf16 where the device multiplies it natively, else fp32.",
-        choices=("auto", "fp32", "bf16", "fp16"),
-    )
+    precision: str = PRECISION()
     compile: bool = option(False, "Compile the model with torch.compile.")
     engine: str = option("auto", "How the model is parallelised.", choices=("auto", "single"))
     report_steps: int = option(100, "Steps between two reports.", minimum=1)
@@ -30,7 +34,7 @@ class RunConfig:
     log_path: str | None = option(None, "File that also receives the log.")
     log_level: str = option("INFO", "What the terminal shows.", choices=LEVELS)
     log_file_level: str = option("INFO", "What log_path receives.", choices=LEVELS)
-    plugins: tuple[str, ...] = option((), "Modules to import that register components of your own.")
+    plugins: tuple[str, ...] = PLUGINS()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +43,8 @@ class PretrainConfig:
 
     output_model_path: str = option(..., "Weights are written here, and to <path>-<step> on the way.")
     dataset_path: str = option("dataset.pt", "Token store made by preprocess.py.")
-    config_path: str = option("models/bert/base_config.json", "Model configuration, JSON.")
-    pretrained_model_path: str | None = option(
-        None, "Weights to start from: a file of ours or of TencentPretrain, or a Hugging Face directory."
-    )
+    config_path: str = CONFIG_PATH()
+    pretrained_model_path: str | None = PRETRAINED_MODEL_PATH()
     total_steps: int = option(100000, "Updates of the weights.", minimum=1)
     save_checkpoint_steps: int = option(10000, "Steps between two checkpoints.", minimum=1)
     accumulation_steps: int = option(1, "Batches whose gradients make one update.", minimum=1)
@@ -58,7 +60,9 @@ class PretrainConfig:
         None, "Classes of the cls target; default: as many as the dataset has.", minimum=2
     )
     activation_checkpointing: bool = option(
-        False, "Recompute layer activations in the backward pass: less memory."
+        False,
+        "Recompute layer activations in the backward pass: less memory.",
+        former_names=("deepspeed_checkpoint_activations",),
     )
     deep_init: bool = option(
         False, "Scale the initial output layers down by the root of twice the number of layers."
@@ -92,13 +96,11 @@ class FinetuneConfig:
     dev_path: str = option(..., "Development set; the checkpoint with the best score on it is kept.")
     test_path: str | None = option(None, "Test set, evaluated once at the end.")
     output_model_path: str = option("models/finetuned_model.bin", "The best weights are written here.")
-    config_path: str = option("models/bert/base_config.json", "Model configuration, JSON.")
-    pretrained_model_path: str | None = option(
-        None, "Weights to start from: a file of ours or of TencentPretrain, or a Hugging Face directory."
-    )
+    config_path: str = CONFIG_PATH()
+    pretrained_model_path: str | None = PRETRAINED_MODEL_PATH()
     epochs_num: int = option(3, "Passes over the training set.", minimum=1)
-    seq_length: int = option(128, "Longest input, in tokens; longer text is cut.", minimum=4)
-    seed: int = option(7, "Seed of every random choice.", minimum=0)
+    seq_length: int = INPUT_LENGTH()
+    seed: int = SEED()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,15 +130,11 @@ class InferConfig:
     load_model_path: str = option(..., "Fine-tuned weights.")
     test_path: str = option(..., "Rows to predict.")
     prediction_path: str = option(..., "Predictions are written here, one row per input row, in order.")
-    config_path: str = option("models/bert/base_config.json", "Model configuration, JSON.")
+    config_path: str = CONFIG_PATH()
     batch_size: int = option(64, "Rows in a batch.", minimum=1)
-    seq_length: int = option(128, "Longest input, in tokens; longer text is cut.", minimum=4)
-    precision: str = option(
-        "auto",
-        "Autocast with fp32 weights; auto: bf16 where the device multiplies it natively, else fp32.",
-        choices=("auto", "fp32", "bf16", "fp16"),
-    )
-    plugins: tuple[str, ...] = option((), "Modules to import that register components of your own.")
+    seq_length: int = INPUT_LENGTH()
+    precision: str = PRECISION()
+    plugins: tuple[str, ...] = PLUGINS()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -111,6 +111,8 @@ def _find_family(path: Path, theirs: StateDict, model_type: str | None) -> Famil
     known = [family for family in FAMILIES if family.name == model_type]
     if known:  # the right name, but tensors without a place: the engine says which
         return known[0]
+    if any(name.startswith("embedding.word") for name in theirs):
+        raise WeightsError(f"{path} is already in this toolkit's format; it needs no conversion.")
     what = (
         f"of model_type '{model_type}'"
         if model_type

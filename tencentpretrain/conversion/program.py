@@ -14,14 +14,15 @@ from tencentpretrain.conversion.engine import Family
 from tencentpretrain.description import (
     described_config,
     description_path,
+    make_description,
     read_description,
-    write_description,
 )
 from tencentpretrain.errors import ConfigError, DataError, WeightsError
+from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
 from tencentpretrain.state_dict import StateDict, save_weights
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
-from tencentpretrain.weights import check_fit, layers_of, read_state_dict
+from tencentpretrain.weights import check_fit, layers_of, publish_weights, read_state_dict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,19 +63,22 @@ def from_huggingface(family: Family) -> None:
         f"Convert a Hugging Face {family.name} to weights of this toolkit.", *concerns
     ).build(*concerns)
     source, target = Path(config.input_model_path), Path(config.output_model_path)
+    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
     model = huggingface.read(source, parts=family.types[chosen.type])
     if model.family is not family:
         raise ConfigError(f"--input_model_path: {source} is a {model.family.name} model, not {family.name}.")
     _check_layers(source, model.tensors, config.layers_num)
     lines = [*model.notes, f"ignored: {', '.join(model.ignored) or 'none'}"]
     if model.has_config:
-        lines.append(_describe(model, source, target))
+        description, said = _describe(model, source, target)
+        lines.append(said)
+        publish_weights(model.tensors, target, description)
     else:
+        save_weights(model.tensors, target)
         lines.append(
             f"{description_path(target)} is not written: there is no config.json with {source} that says "
             "what the model is; give the directory to have it written"
         )
-    save_weights(model.tensors, target)
     layers = ", ".join(f"{count} layers" for count in layers_of(model.tensors).values())
     print(
         f"{target}: {len(model.tensors)} tensors, {layers}, targets: {' '.join(model.parts) or 'none'}",
@@ -83,7 +87,7 @@ def from_huggingface(family: Family) -> None:
     )
 
 
-def _describe(model: huggingface.HuggingFaceModel, source: Path, target: Path) -> str:
+def _describe(model: huggingface.HuggingFaceModel, source: Path, target: Path) -> tuple[dict[str, Any], str]:
     home = source if source.is_dir() else source.parent
     # A configuration names a target even if there is no head; its weights are left at random, and reported.
     targets = model.parts or next(iter(model.family.types.values()))[:1]
@@ -95,9 +99,9 @@ def _describe(model: huggingface.HuggingFaceModel, source: Path, target: Path) -
             tokenizer = load_tokenizer(home)
         except DataError as error:
             why = str(error)
-    write_description(target, config, tokenizer, vocab_size=vocab_size)
     said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
-    return f"{description_path(target)}: {said}"
+    description = make_description(target, config, tokenizer, vocab_size=vocab_size)
+    return description, f"{description_path(target)}: {said}"
 
 
 def to_huggingface(family: Family) -> None:
@@ -111,6 +115,7 @@ def to_huggingface(family: Family) -> None:
     )
     config, chosen, described, tokenizer_config = options.build(*concerns)
     source, target = Path(config.input_model_path), Path(config.output_model_path)
+    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
     tensors = read_state_dict(source)
     _check_layers(source, tensors, config.layers_num)
     model_config, tokenizer = None, None

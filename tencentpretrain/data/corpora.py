@@ -10,9 +10,12 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from tencentpretrain.errors import DataError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 BLOCK_SIZE = 1 << 20  # bytes of text that are tokenised at a time
 LONGEST_LINE = 1 << 26  # bytes; a longer line is not kept in memory
@@ -25,8 +28,14 @@ FOREIGN = {  # how files begin that are not UTF-8 text, whatever their name says
     b"\xfe\xff": "UTF-16 text; convert it to UTF-8 (iconv -f UTF-16 -t UTF-8)",
     b"\x28\xb5\x2f\xfd": "compressed with zstd; decompress it, or compress it with gzip",
     b"PAR1": "a Parquet file; export its text to .jsonl",
+    b"ARROW1": "an Arrow file; export its text to .jsonl",
     b"PK\x03\x04": "a zip archive; unpack it",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"\xfd7zXZ\0": "compressed with xz; decompress it, or compress it with gzip",
+    b"BZh91AY&SY": "compressed with bzip2; decompress it, or compress it with gzip",
 }
+NOT_UTF8 = "not UTF-8"  # how the reason begins why such a line cannot be used
+CONVERT = "if it is text in another encoding, convert it (GBK: iconv -f GB18030 -t UTF-8)"
 BOM = b"\xef\xbb\xbf"
 
 
@@ -119,13 +128,21 @@ def _inspect(path: Path, json_format: bool) -> CorpusFile:
     if not path.is_file():
         raise DataError(f"{path} is not a regular file; a corpus is read from files.")
     with path.open("rb") as file:
-        head = file.read(4)
+        head = file.read(max(map(len, FOREIGN)))
         size = os.fstat(file.fileno()).st_size
     for signature, what in FOREIGN.items():
         if head.startswith(signature):
             raise DataError(f"{path} is {what}.")
     is_json = json_format or path.name.removesuffix(".gz").endswith(".jsonl")
     return CorpusFile(path, size, head.startswith(GZIP), is_json)
+
+
+def progress_bar(files: Sequence[CorpusFile], program: str) -> tqdm[NoReturn]:
+    """How much of the files is done: on a terminal, not in a log."""
+    from tqdm import tqdm
+
+    size = sum(file.size for file in files)
+    return tqdm(desc=program, total=size, unit="B", unit_scale=True, disable=None)
 
 
 def blocks(file: CorpusFile, block_size: int = BLOCK_SIZE) -> Iterator[Block]:
@@ -231,11 +248,11 @@ def _decode_line(line: bytes) -> str:
     if len(line) >= LONGEST_LINE:
         raise BadLineError(f"longer than {LONGEST_LINE >> 20} MiB")
     if b"\0" in line:
-        raise BadLineError(f"a NUL byte (byte {line.index(0) + 1})")
+        raise BadLineError(f"a NUL byte (byte {line.index(0) + 1}): the whole line is left out")
     try:
         return line.removesuffix(b"\r").decode("utf-8")
     except UnicodeDecodeError as error:
-        raise BadLineError(f"not UTF-8 (byte {error.start + 1} is 0x{line[error.start]:02x})") from None
+        raise BadLineError(f"{NOT_UTF8} (byte {error.start + 1} is 0x{line[error.start]:02x})") from None
 
 
 def _add_labelled(found: Texts, line: str) -> None:

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-from collections.abc import Generator, Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Collection, Generator, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from tencentpretrain.batch import FIELDS, IGNORED, Batch, positions_of
+from tencentpretrain.batch import FIELDS, IGNORED, Batch, labels_of, positions_of
 from tencentpretrain.data.processors.base import Arrays, Processor
 from tencentpretrain.data.random import Ints, shuffled, streams
-from tencentpretrain.errors import DataError
+from tencentpretrain.errors import DataError, UserError
 
 _ORDER = 2  # what a stream of random numbers is for; beside those of processors/base.py
 _BLOCK = 1 << 13  # samples whose order is computed at a time
-_GRACE = 30  # seconds that a process which builds batches lives on after SIGTERM
+_GRACE = 3600  # seconds that a process which builds batches lives on after SIGTERM; saving may take long
 _MULTIPLE = 8  # kernels like row lengths that are multiples of this
 
 
@@ -34,7 +35,8 @@ class LoadedBatch(NamedTuple):
 
     Attributes:
         batch: CPU tensors, see batch.py.
-        counts: target name to the number of labels that are predicted.
+        counts: target name to how much of it is predicted: labels that are not -100, or all rows where the
+            batch has no field `<target>_labels` of integers.
         tokens: tokens that are not padding.
         position: where the data stands after this batch.
     """
@@ -54,42 +56,53 @@ class _Request(NamedTuple):
 
 
 @dataclasses.dataclass
-class _Builder(Dataset[LoadedBatch]):
+class _Builder(Dataset[LoadedBatch | UserError]):
     """Builds requested batches, here or in a worker process; has no state."""
 
     processor: Processor
+    targets: Collection[str]
     trim: bool
 
-    def __getitem__(self, request: _Request) -> LoadedBatch:
+    def __getitem__(self, request: _Request) -> LoadedBatch | UserError:
+        try:
+            return self._build(request)
+        except UserError as error:  # if a worker raised it, its message would become a traceback
+            return error
+
+    def _build(self, request: _Request) -> LoadedBatch:
         arrays = self.processor.build(request.keys, request.epochs)
         used = arrays.get("segment_ids")
         if used is not None and self.trim:
             arrays = _trim(arrays, int(used.any(axis=0).sum()))
         batch = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
-        counts = {}
         for name, array in arrays.items():
-            if name.endswith("_labels"):
-                target = name.removesuffix("_labels")
-                positions = np.flatnonzero(array != IGNORED)
-                counts[target] = positions.size
-                if _is_sequence(name):
-                    batch[positions_of(target)] = torch.from_numpy(positions)
+            if name.endswith("_labels") and is_sequence(name):
+                positions = torch.from_numpy(np.flatnonzero(array != IGNORED))
+                batch[positions_of(name.removesuffix("_labels"))] = positions
+        counts = {target: _count(arrays.get(labels_of(target)), request.keys.size) for target in self.targets}
         tokens = arrays["input_ids"].size if used is None else int(np.count_nonzero(used))
         return LoadedBatch(batch, counts, tokens, request.position)
+
+
+def _count(labels: NDArray[Any] | None, rows: int) -> int:
+    """How many labels are predicted; rows where there are none, or where they are a teacher's logits."""
+    if labels is None or labels.dtype.kind != "i":
+        return rows
+    return int(np.count_nonzero(labels != IGNORED))
 
 
 def _trim(arrays: Arrays, length: int) -> Arrays:
     """Cut columns that are padding in every row, to a multiple of 8; padding is on the right."""
     length = -(-length // _MULTIPLE) * _MULTIPLE
-    return {name: array[:, :length] if _is_sequence(name) else array for name, array in arrays.items()}
+    return {name: array[:, :length] if is_sequence(name) else array for name, array in arrays.items()}
 
 
-def _is_sequence(name: str) -> bool:
+def is_sequence(name: str) -> bool:
     """Whether a field has a column for every input token."""
     return name in FIELDS and FIELDS[name].shape == "B S"
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
+def leave_signals_to_the_main_process(worker: int) -> None:
     """Ctrl-C and a scheduler's SIGTERM reach every process; the main one needs batches to finish its step."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
@@ -106,6 +119,7 @@ class Loader:
         batch_size: rows per batch of one rank.
         seed: of the order; the processor's own randomness has the seed of its config.
         workers_num: processes that build batches; 0: this one does.
+        targets: names of the model's targets, to count what each predicts.
         rank, world_size: which part of every global batch is wanted.
         trim: cut columns in which all rows of a batch are padding.
         pin_memory: put batches where a GPU copies them from without waiting.
@@ -120,6 +134,7 @@ class Loader:
         seed: int,
         workers_num: int = 0,
         *,
+        targets: Collection[str] = (),
         rank: int = 0,
         world_size: int = 1,
         trim: bool = True,
@@ -130,7 +145,7 @@ class Loader:
         self.seed = seed
         self._rank = rank
         self._world_size = world_size
-        self._builder = _Builder(processor, trim)
+        self._builder = _Builder(processor, targets, trim)
         self._workers_num = workers_num
         self._pin_memory = pin_memory
         self._planned: tuple[int, Ints] | None = None
@@ -151,16 +166,20 @@ class Loader:
         return self._load(self._requests_in_order())
 
     def _load(self, requests: Iterable[_Request]) -> Generator[LoadedBatch, None, None]:
-        yield from DataLoader(
+        batches = DataLoader(
             self._builder,
             sampler=requests,
             batch_size=None,
             num_workers=self._workers_num,
             pin_memory=self._pin_memory,
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=leave_signals_to_the_main_process,
             # Without it each pass would advance the generator of dropout, and resuming would differ.
             generator=torch.Generator(),
         )
+        for loaded in batches:
+            if isinstance(loaded, UserError):
+                raise loaded
+            yield loaded
 
     def _keys(self, epoch: int) -> Ints:
         """The plan of an epoch; that of one epoch is kept."""

@@ -10,7 +10,6 @@ import itertools
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
@@ -20,7 +19,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tencentpretrain.config.data import PreprocessConfig
-from tencentpretrain.data.corpora import BLOCK_SIZE, Block, CorpusFile, blocks, corpus_files, read_texts
+from tencentpretrain.data.corpora import (
+    BLOCK_SIZE,
+    CONVERT,
+    NOT_UTF8,
+    Block,
+    CorpusFile,
+    blocks,
+    corpus_files,
+    progress_bar,
+    read_texts,
+)
 from tencentpretrain.data.store import COUNTS, Array
 from tencentpretrain.data.writer import StoreWriter, check_replaceable, token_dtype
 from tencentpretrain.errors import DataError
@@ -57,6 +66,7 @@ class CorpusReport:
         self.bad_lines: list[str] = []  # the first of them: file, line number and reason
         self.empty_num = 0  # texts of which the tokenizer leaves nothing
         self._first_line = 0
+        self._foreign: Path | None = None  # the first file of which much is not UTF-8
 
     def add(self, block: Block, result: Tokenised) -> None:
         if block.start == 0:
@@ -64,6 +74,9 @@ class CorpusReport:
         for number, reason in result.bad_lines[: EXAMPLES - len(self.bad_lines)]:
             number += self.lines_num - self._first_line
             self.bad_lines.append(f"{block.file.path}, line {number}: {reason}")
+        foreign_num = sum(reason.startswith(NOT_UTF8) for _, reason in result.bad_lines)
+        if self._foreign is None and foreign_num > result.lines_num / 10:
+            self._foreign = block.file.path
         self.lines_num += result.lines_num
         self.bad_lines_num += len(result.bad_lines)
         self.empty_num += result.empty_num
@@ -78,6 +91,8 @@ class CorpusReport:
             lines = [f"{self.bad_lines_num:,} of {self.lines_num:,} lines cannot be used:"]
             lines += [f"  {line}" for line in self.bad_lines]
             lines += ["  …"] if self.bad_lines_num > len(self.bad_lines) else []
+        if self._foreign:
+            lines.append(f"Much of {self._foreign} is {NOT_UTF8}; {CONVERT}.")
         if self.empty_num:
             lines.append(f"{self.empty_num:,} texts have no token and are left out.")
         return "\n".join(lines)
@@ -122,19 +137,11 @@ def preprocess(
 def _write(
     writer: StoreWriter, files: list[CorpusFile], config: PreprocessConfig, block_size: int
 ) -> CorpusReport:
-    from tqdm import tqdm
-
     report = CorpusReport()
     every_block = (block for file in files for block in blocks(file, block_size))
     with (
         _results(every_block, writer.tokenizer, writer.layout, config.processes_num) as results,
-        tqdm(
-            total=sum(file.size for file in files),
-            desc="preprocess",
-            unit="B",
-            unit_scale=True,
-            mininterval=0.2 if sys.stderr.isatty() else 60,
-        ) as progress,
+        progress_bar(files, "preprocess") as progress,
     ):
         for block, result in results:
             writer.append(result.tokens, result.lengths, result.starts, result.labels)

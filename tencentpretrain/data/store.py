@@ -30,6 +30,7 @@ VERSION = 1
 COUNTS = ("tokens_num", "sentences_num", "documents_num")
 DTYPES = {"sentences": "uint32", "documents": "uint32", "labels": "int32"}  # that of tokens is in meta.json
 REMAKE = "make it with preprocess.py"  # what to do about an unusable store
+QUICK_TOKENS = 2**28  # bytes of tokens that are read in a moment
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,7 @@ class TokenStore:
         self.sentences_num: int = meta["sentences_num"]
         self.documents_num: int = meta["documents_num"]
         self.labels_num: int = meta["labels_num"]
+        self._vocab_size: int = meta["tokenizer"]["vocab_size"]
         self._first_tokens = np.array([shard.first_token for shard in shards])
         self._first_sentences = np.array([shard.first_sentence for shard in shards])
         self._first_documents = np.array([shard.first_document for shard in shards])
@@ -90,20 +92,29 @@ class TokenStore:
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path / 'meta.json'} is damaged ({error!r}); {REMAKE} again.") from None
 
-    def verify(self) -> None:
-        """Compare every file with its checksum; reads the whole store.
+    def verify(self, quick: bool = False) -> None:
+        """Compare files with their checksums, all of them or what can be read before every training.
+
+        Args:
+            quick: leave out tokens of more than QUICK_TOKENS bytes: `tokens_at` finds ids that cannot be. The
+                other files are small beside them, and every epoch begins with reading them.
 
         Raises:
             DataError: a file was changed.
         """
-        for entry in self.meta["shards"]:
-            for name, file in entry["files"].items():
+        files = {name: file for entry in self.meta["shards"] for name, file in entry["files"].items()}
+        tokens_size = sum(file["size"] for name, file in files.items() if name.endswith(".tokens"))
+        for name, file in files.items():
+            if not (quick and name.endswith(".tokens") and tokens_size > QUICK_TOKENS):
                 digest = hashlib.blake2b(digest_size=16)
                 with (self.path / name).open("rb") as handle:
                     while block := handle.read(1 << 20):
                         digest.update(block)
-                if digest.hexdigest() != file["blake2b"]:
-                    raise DataError(f"{self.path / name} is damaged: its checksum is wrong; {REMAKE} again.")
+                if digest.hexdigest() != file.get("blake2b"):
+                    raise DataError(
+                        f"{self.path / name} was changed after it was made (its checksum is wrong); "
+                        f"{REMAKE} again."
+                    )
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -120,8 +131,14 @@ class TokenStore:
         return self._tokenizer
 
     def tokens_at(self, positions: Indices) -> Indices:
-        """Token ids at positions of the store."""
-        return self._gather(positions, self._first_tokens, lambda shard, local: shard.tokens[local])
+        """Token ids at positions of the store; DataError for one that is not in the vocabulary."""
+        ids = self._gather(positions, self._first_tokens, lambda shard, local: shard.tokens[local])
+        if ids.size and (largest := ids.max()) >= self._vocab_size:
+            raise DataError(
+                f"{self.path} was changed after it was made (id {largest} in its tokens, but the vocabulary "
+                f"has {self._vocab_size}); {REMAKE} again."
+            )
+        return ids
 
     def sentence_starts(self, sentences: Indices) -> Indices:
         """Position of the first token of each sentence."""

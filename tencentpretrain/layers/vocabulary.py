@@ -20,6 +20,8 @@ def vocabulary_loss(
     Args:
         hidden: [N, D]. weight: [V, D]. bias: [V] or None. labels: [N], IGNORED where nothing is predicted.
     """
+    if not torch.is_grad_enabled():  # inside the function below this can no longer be seen
+        hidden, weight, bias = hidden.detach(), weight.detach(), None if bias is None else bias.detach()
     loss, correct = _ChunkedLoss.apply(hidden, weight, bias, labels)  # type: ignore[no-untyped-call]
     return loss, correct
 

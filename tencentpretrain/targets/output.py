@@ -51,7 +51,7 @@ class TargetOutput:
     @property
     def count(self) -> Tensor:
         """Predicted items of all targets."""
-        return torch.stack([torch.as_tensor(part.count) for part in self.parts.values()]).sum()
+        return sum((part.count for part in self.parts.values()), torch.tensor(0))
 
     @property
     def loss_sum(self) -> Tensor:

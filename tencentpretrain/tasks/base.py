@@ -105,6 +105,10 @@ class Task(ABC):
             DataError: with the line number, when the file is not what the task expects.
         """
 
+    def about(self, train: Examples) -> list[str]:
+        """Lines that tell a user what the training set holds."""
+        return []
+
     @abstractmethod
     def build(self, config: ModelConfig, vocab_size: int) -> TaskModel:
         """The model; its weights are initialised by the caller.

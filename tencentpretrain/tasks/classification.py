@@ -16,7 +16,7 @@ from tencentpretrain.registry import TASKS
 from tencentpretrain.targets.output import Part
 from tencentpretrain.tasks.base import Collected, Score, Split, Task, TaskModel, TaskOutput, stacked
 from tencentpretrain.tasks.examples import Examples, TextExamples
-from tencentpretrain.tasks.labels import read_classes, read_numbers
+from tencentpretrain.tasks.labels import describe_classes, read_classes, read_numbers
 from tencentpretrain.tasks.metrics import confusion_matrix, describe, precision_recall_f1
 from tencentpretrain.tasks.table import Table
 
@@ -74,6 +74,10 @@ class Classification(Task):
                 fields["soft_labels"] = torch.tensor(read_numbers(table, "logits", len(self.labels)))
         columns = table.columns
         return TextExamples(self.tokenizer, columns["text_a"], columns.get("text_b"), self.seq_length, fields)
+
+    def about(self, train: Examples) -> list[str]:
+        assert isinstance(train, TextExamples) and self.labels is not None
+        return [describe_classes(train.fields["cls_labels"].bincount(minlength=len(self.labels)).tolist())]
 
     def build(self, config: ModelConfig, vocab_size: int) -> TaskModel:
         given = self.config(ClassifierInferConfig).labels_num

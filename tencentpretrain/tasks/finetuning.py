@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import signal
 import time
 from pathlib import Path
@@ -19,16 +18,17 @@ from tencentpretrain.config import (
     OptimizationConfig,
     RunConfig,
 )
-from tencentpretrain.description import write_description
-from tencentpretrain.errors import Terminated, UserError
+from tencentpretrain.description import make_description
+from tencentpretrain.errors import Terminated
 from tencentpretrain.tasks.adversarial import add_adversarial_gradients
 from tencentpretrain.tasks.base import Collected, Configs, Score, Task, TaskModel, TaskOutput
 from tencentpretrain.tasks.examples import Examples, evaluation_batches, training_batches
 from tencentpretrain.training.engine import SingleEngine
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
-from tencentpretrain.training.trainer import Sums, deferred_signals, means
-from tencentpretrain.weights import save_weights
+from tencentpretrain.training.sums import Sums, check_finite, mean_norm, means
+from tencentpretrain.training.trainer import deferred_signals
+from tencentpretrain.weights import publish_weights
 
 log = logging.getLogger("tencentpretrain")
 
@@ -66,7 +66,7 @@ class Finetuning:
 
         Raises:
             KeyboardInterrupt, Terminated: asked to stop; the weights as they are, are saved beside the best.
-            UserError: the loss is not finite.
+            UserError: the loss or a gradient is not finite.
         """
         self._begin = time.monotonic()
         try:
@@ -75,6 +75,7 @@ class Finetuning:
                 self._evaluate(dev, epoch)
         except (KeyboardInterrupt, Terminated):
             if self.step:
+                self._read_sums()
                 latest = self.output.with_name(f"{self.output.name}-{self.step}")
                 self._save(latest)
                 log.info(f"stopped after step {self.step}; the weights as they are: {latest}")
@@ -83,7 +84,7 @@ class Finetuning:
     def _save(self, path: Path) -> None:
         model, task = self.engine.model, self.task
         assert isinstance(model, TaskModel)
-        write_description(
+        description = make_description(
             path,
             self.model_config,
             task.tokenizer,
@@ -92,7 +93,7 @@ class Finetuning:
             vocab_size=model.vocab_size,
             further={"seq_length": self.config.seq_length},
         )
-        save_weights(model.state_dict(), path)
+        publish_weights(model.state_dict(), path, description)
 
     def _train(self, train: Examples, epoch: int) -> None:
         self.engine.model.train()
@@ -115,18 +116,15 @@ class Finetuning:
         """One update of the weights; dropout is a function of seed and step."""
         engine = self.engine
         engine.seed((self.config.seed * 0x9E3779B1 + self.step) % 2**32)
-        output = engine.forward(batch)
+        output = engine.forward(batch, last=not self.adversarial.use_adv)
         engine.backward(output.loss)
         if self.adversarial.use_adv:
             word = engine.model.get_parameter("embedding.word.embedding.weight")
             add_adversarial_gradients(
                 word, lambda: engine.forward(batch).loss, engine.backward, engine.gradient, self.adversarial
             )
-        norm = engine.clip(self.max_grad_norm)
-        self._sums.add("loss", output.loss)
-        self._sums.add("grad_norm", torch.where(norm.isfinite(), norm, 0.0))
-        self._sums.add("steps", 1)
         self._sums.add_output(output)
+        self._sums.add_update(engine.clip(self.max_grad_norm))
         engine.step(self.learning_rate(self.step))
 
     def _start_interval(self) -> None:
@@ -135,21 +133,13 @@ class Finetuning:
 
     def _tell(self, epoch: int) -> None:
         """Report what happened since the last report."""
-        sums = self._sums.read()
-        if not math.isfinite(sums["loss"]):
-            kept = (
-                "Nothing was saved" if self.best is None else f"The best weights so far are in {self.output}"
-            )
-            raise UserError(
-                f"the loss stopped being finite before step {self.step}. {kept}; lower --learning_rate, "
-                "raise --warmup, or use --precision fp32."
-            )
+        sums = self._read_sums()
         seconds = max(time.monotonic() - self._interval_begin, 1e-9)
-        record: dict[str, Any] = {"step": self.step, "loss": sums["loss"] / sums["steps"]} | means(sums)
+        record: dict[str, Any] = {"step": self.step} | means(sums, self._sums.weights)
         record |= {
             "epoch": epoch,
             "learning_rate": self.learning_rate(self.step - 1),
-            "grad_norm": sums["grad_norm"] / sums["steps"],
+            "grad_norm": mean_norm(sums, self.step),
             "tokens": self.tokens,
             "tokens_per_second": (self.tokens - self._interval_tokens) / seconds,
             "mfu": None,
@@ -161,7 +151,15 @@ class Finetuning:
         self.report.training(record, seconds_left=pace * (self.total_steps - self.step))
         self._start_interval()
 
+    def _read_sums(self) -> dict[str, float]:
+        """The sums since the last report; the run ends here if they show that the weights are lost."""
+        sums = self._sums.read()
+        kept = "Nothing was saved" if self.best is None else f"The best weights so far are in {self.output}"
+        check_finite(sums, self.step, self.engine.skips_overflow, kept)
+        return sums
+
     def _evaluate(self, dev: Examples, epoch: int) -> None:
+        self._read_sums()
         score, loss = evaluate(self.engine, self.task, dev, self.settings.batch_size)
         log.info(f"epoch {epoch} of {self.config.epochs_num}, development set:\n{score.text}")
         # The first epoch's weights are kept whatever their score: it may not be a number.
@@ -190,14 +188,12 @@ def predict(engine: SingleEngine, examples: Examples, batch_size: int) -> tuple[
         output = engine.forward(examples.batch(rows))
         assert isinstance(output, TaskOutput)
         if output.parts:
-            sums.add("loss", output.loss_sum)
-            sums.add("count", output.count)
+            sums.add_output(output)
         for name, tensor in output.outputs.items():
             values = collected.setdefault(name, [None] * len(examples))
             for row, value in zip(rows.tolist(), tensor.cpu().numpy(), strict=True):
                 values[row] = value
-    totals = sums.read()
-    return collected, totals["loss"] / totals["count"] if totals else 0.0
+    return collected, means(sums.read(), sums.weights)["loss"]
 
 
 def evaluate(engine: SingleEngine, task: Task, examples: Examples, batch_size: int) -> tuple[Score, float]:

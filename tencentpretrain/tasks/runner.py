@@ -21,7 +21,7 @@ from tencentpretrain.files import complete_file
 from tencentpretrain.registry import TASKS
 from tencentpretrain.tasks.base import Task
 from tencentpretrain.tasks.finetuning import Finetuning, evaluate, named, predict
-from tencentpretrain.tasks.start import check_model, check_writable, start_from
+from tencentpretrain.tasks.start import check_model, check_paths, start_from
 from tencentpretrain.training.engine import SingleEngine
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.report import Report, start_logging
@@ -45,14 +45,15 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
         *kind.finetune_options,
     )  # fmt: skip
     options = Options(f"Fine-tune a model for {kind.summary}.", *concerns, arguments=arguments)
-    start = start_from(options, options.get("pretrained_model_path"))
+    start = start_from(options, "pretrained_model_path")
     configs = dict(zip(concerns, options.build(*concerns), strict=True))
     model_config, run, config = configs[ModelConfig], configs[RunConfig], configs[FinetuneConfig]
     check_model(model_config, kind, config.seq_length)
     if configs[AdversarialConfig].use_adv and "word" not in model_config.embedding:
         raise ConfigError("--use_adv perturbs the embedding 'word', which this model does not have.")
-    output = Path(config.output_model_path)
-    check_writable(output, "--output_model_path")
+    output = check_paths(
+        config, "output_model_path", ("train_path", "dev_path", "test_path"), "pretrained_model_path"
+    )
     start_logging(run)
     engine = SingleEngine(run.precision, run.compile)
     tokenizer = start.tokenizer(configs[TokenizerConfig])
@@ -68,7 +69,8 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     sizes = f"examples: {len(train)} to train, {len(dev)} to choose the best weights"
     if test is not None:
         sizes += f", {len(test)} to test"
-    for line in (*options.notes, *engine.decisions(), f"parameters: {parameters:,}", *loaded, sizes):
+    told = (f"parameters: {parameters:,}", *loaded, sizes, *task.about(train))
+    for line in (*options.notes, *engine.decisions(), *told):
         log.info(line)
     steps = config.epochs_num * -(-len(train) // run.batch_size)
     report = Report(Path(run.log_dir or f"{output}.logs"), steps)
@@ -95,12 +97,11 @@ def infer(name: str, arguments: Sequence[str] | None = None) -> None:
     kind: type[Task] = TASKS[name]
     concerns = (ModelConfig, TokenizerConfig, InferConfig, *kind.infer_options)
     options = Options(f"Predict with a model fine-tuned for {kind.summary}.", *concerns, arguments=arguments)
-    start = start_from(options, options.get("load_model_path"), finetuned=True)
+    start = start_from(options, "load_model_path", finetuned=True)
     configs = dict(zip(concerns, options.build(*concerns), strict=True))
     model_config, config = configs[ModelConfig], configs[InferConfig]
     check_model(model_config, kind, config.seq_length)
-    output = Path(config.prediction_path)
-    check_writable(output, "--prediction_path")
+    output = check_paths(config, "prediction_path", ("test_path",), "load_model_path")
     start_logging(RunConfig())
     engine = SingleEngine(config.precision)
     tokenizer = start.tokenizer(configs[TokenizerConfig])

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tencentpretrain.config import ModelConfig, TokenizerConfig, json_options, options_of
 from tencentpretrain.config.load import Options
 from tencentpretrain.description import check_against_description, read_description
-from tencentpretrain.errors import ConfigError, UserError, WeightsError
-from tencentpretrain.files import complete_file
+from tencentpretrain.errors import ConfigError, DataError, UserError, WeightsError
+from tencentpretrain.files import check_not_input, complete_file
 from tencentpretrain.model import fields_read, initialise
 from tencentpretrain.registry import load_plugins
+from tencentpretrain.state_dict import neighbours
 from tencentpretrain.tasks.base import Task, TaskModel
 from tencentpretrain.tokenizers import build_tokenizer, load_tokenizer
 from tencentpretrain.tokenizers.base import Tokenizer
@@ -27,7 +29,7 @@ class Start:
     Attributes:
         path: of the weights.
         description: what lies beside them; empty where nothing does.
-        given: the tokenizer options of the command line.
+        given: options of the command line.
         finetuned: whether they must be all that the task's model needs, as inference wants it.
     """
 
@@ -48,20 +50,23 @@ class Start:
         Raises:
             ConfigError: the options contradict what lies beside the weights.
         """
-        if (
-            self.path is None
-            or "tokenizer_path" not in self.description
-            or config.vocab_path
-            or config.spm_model_path
-        ):
+        if config.vocab_path or config.spm_model_path:
             return build_tokenizer(config)
+        if self.path is None or "tokenizer_path" not in self.description:
+            try:
+                return build_tokenizer(config)
+            except ConfigError as error:
+                other = f"None lies beside {self.path}."
+                if self.path is None:
+                    other = "Or give --pretrained_model_path, weights that have their vocabulary beside them."
+                raise ConfigError([*error.problems, other]) from None
         tokenizer = load_tokenizer(self.path)
         own = {"tokenizer": tokenizer.kind, **tokenizer.options}
         problems = [
             f"--{name} {value} is not what the tokenizer beside {self.path} has; leave it out, or name the "
             "vocabulary too."
-            for name, value in self.given.items()
-            if own.get(name) != value
+            for name in options_of(TokenizerConfig)
+            if (value := self.given.get(name)) is not None and own.get(name) != value
         ]
         if problems:
             raise ConfigError(problems)
@@ -79,7 +84,14 @@ class Start:
         """
         if self.path is None or not self.description:
             return
-        check_against_description(config, self.description, self.path, tokenizer=tokenizer)
+        config_file = f"--config_path {self.given['config_path']}" if "config_path" in self.given else None
+        check_against_description(
+            config,
+            self.description,
+            self.path,
+            tokenizer=tokenizer,
+            origin=lambda name: f"--{name}" if name in self.given else config_file,
+        )
         pooling = self.description.get("pooling", config.pooling)
         if self.finetuned and config.pooling != pooling:
             raise ConfigError(
@@ -107,11 +119,17 @@ class Start:
         return str(report).split("\n")
 
 
-def start_from(options: Options, path: str | None, finetuned: bool = False) -> Start:
-    """Add to the options what `config_path` and the description of the weights at `path` say.
+def start_from(options: Options, option: str, finetuned: bool = False) -> Start:
+    """Add to the options what `config_path` and the description of the weights that `option` names say.
 
     A description replaces the default configuration.
+
+    Raises:
+        WeightsError: there are no such weights.
     """
+    path = options.get(option)
+    if path is not None and not Path(path).exists():
+        raise WeightsError(f"--{option} {path}: no such file or directory{neighbours(Path(path))}.")
     description = read_description(path) if path is not None else None
     if description is None or options.given("config_path"):
         options.add_json(options.get("config_path"), json_options())
@@ -122,7 +140,8 @@ def start_from(options: Options, path: str | None, finetuned: bool = False) -> S
         if not finetuned:
             known.pop("seq_length", None)  # of another task
         options.add_layer(f"{path}.json", known)
-    given = {name: options.get(name) for name in options_of(TokenizerConfig) if options.given(name)}
+    names = ("config_path", *options_of(TokenizerConfig), *options_of(ModelConfig))
+    given = {name: options.get(name) for name in names if options.given(name)}
     return Start(None if path is None else Path(path), description or {}, given, finetuned)
 
 
@@ -144,6 +163,42 @@ def check_model(config: ModelConfig, task: type[Task], seq_length: int) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def check_paths(config: Any, output: str, data: Sequence[str], weights: str) -> Path:
+    """The path of a program's output, once all its paths are known to be usable.
+
+    Args:
+        config: has the paths; `output`, `data` and `weights` are their names.
+
+    Raises:
+        UserError: the output would replace an input, cannot be written, or an input cannot be read.
+    """
+    path = Path(getattr(config, output))
+    inputs = {name: getattr(config, name) for name in (*data, weights)}
+    check_not_input(path, f"--{output}", inputs)
+    for name in data:
+        if inputs[name] is not None:
+            check_readable(Path(inputs[name]), f"--{name}")
+    check_writable(path, f"--{output}")
+    return path
+
+
+def check_readable(path: Path, option: str) -> None:
+    """Fail before any work, where the file of an option cannot be read.
+
+    Raises:
+        DataError: it cannot.
+    """
+    try:
+        path.stat()
+        problem = "a directory; give a file in it" if path.is_dir() else None
+        if problem is None and not os.access(path, os.R_OK):
+            problem = "not readable by you; its permissions must change"
+    except OSError as error:
+        problem = f"{error.strerror}; give the path of a file, absolute or from {Path.cwd()}"
+    if problem is not None:
+        raise DataError(f"{option} {path}: {problem}.")
 
 
 def check_writable(path: Path, option: str) -> None:

@@ -16,10 +16,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tqdm import tqdm
-
 from tencentpretrain.config.options import option
-from tencentpretrain.data.corpora import Block, CorpusFile, blocks, corpus_files, read_texts
+from tencentpretrain.config.shared import CORPUS_PATH
+from tencentpretrain.data.corpora import (
+    CONVERT,
+    Block,
+    CorpusFile,
+    blocks,
+    corpus_files,
+    progress_bar,
+    read_texts,
+)
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.files import complete_file
 from tencentpretrain.tokenizers.vocabulary import parse_line, write_merges, write_vocabulary
@@ -39,9 +46,7 @@ Words = collections.Counter[str]
 class BuildVocabConfig:
     """Vocabulary."""
 
-    corpus_path: tuple[str, ...] = option(
-        ..., "Corpus files, directories or globs (.txt .tsv .jsonl, .gz, UTF-8)."
-    )
+    corpus_path: tuple[str, ...] = CORPUS_PATH()
     output_path: str = option(
         ..., "The vocabulary: a token a line, JSON if named .json, or (unigram) a SentencePiece model."
     )
@@ -97,15 +102,8 @@ class Corpus:
         self._files: list[CorpusFile] = corpus_files(paths, json_format=False)
         self.bad_lines_num = 0
 
-    def blocks(self) -> Iterator[Block]:
-        size = sum(file.size for file in self._files)
-        with tqdm(
-            total=size, unit="B", unit_scale=True, mininterval=0.2 if sys.stderr.isatty() else 60
-        ) as bar:
-            for file in self._files:
-                for block in blocks(file):
-                    yield block
-                    bar.update(block.progress)
+    def _blocks(self) -> Iterator[Block]:
+        return itertools.chain.from_iterable(map(blocks, self._files))
 
     def lines(self) -> Iterator[str]:
         """All lines that are text; DataError where there is none."""
@@ -116,27 +114,33 @@ class Corpus:
         return itertools.chain([first], lines)
 
     def _lines(self) -> Iterator[str]:
-        for block in self.blocks():
-            found = read_texts(block, "documents")
-            self.bad_lines_num += len(found.bad_lines)
-            yield from found.texts
+        with progress_bar(self._files, "build_vocab") as progress:
+            for block in self._blocks():
+                found = read_texts(block, "documents")
+                self.bad_lines_num += len(found.bad_lines)
+                yield from found.texts
+                progress.update(block.progress)
 
     def count(self, splitter: Splitter, workers_num: int) -> Words:
         """Words of all lines, in the same order for any number of workers; DataError where there is none."""
         words: Words = collections.Counter()
-        with _mapper(workers_num) as run:
-            every = self.blocks()
+        with _mapper(workers_num) as run, progress_bar(self._files, "build_vocab") as progress:
+            every = self._blocks()
             # A few at a time: blocks of compressed files carry their text.
             while window := list(itertools.islice(every, 4 * workers_num)):
-                for counted, bad_lines_num in run(_Counting(splitter), window):
+                results = run(_Counting(splitter), window)
+                for block, (counted, bad_lines_num) in zip(window, results, strict=True):
                     words.update(counted)
                     self.bad_lines_num += bad_lines_num
+                    progress.update(block.progress)
         if not words:
             raise self._unusable()
         return words
 
     def _unusable(self) -> DataError:
-        why = f"{self.bad_lines_num:,} lines are no UTF-8 text" if self.bad_lines_num else "it is empty"
+        why = "it is empty"
+        if self.bad_lines_num:
+            why = f"{self.bad_lines_num:,} lines are no UTF-8 text; {CONVERT}"
         return DataError(f"{' '.join(self.paths)}: nothing in this corpus can be used: {why}.")
 
 
@@ -192,8 +196,12 @@ def build_vocab(config: BuildVocabConfig) -> str:
     tokens_num = {"count": _count, "wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}[config.type](
         config, corpus, path
     )
-    left_out = f" ({corpus.bad_lines_num:,} lines could not be used)" if corpus.bad_lines_num else ""
-    return f"{path}: {tokens_num:,} tokens{left_out}."
+    report = f"{path}: {tokens_num:,} tokens"
+    if config.vocab_size is not None and tokens_num < config.vocab_size:
+        report += f", fewer than --vocab_size {config.vocab_size:,}: this corpus gives no more"
+    if corpus.bad_lines_num:
+        report += f" ({corpus.bad_lines_num:,} lines could not be used)"
+    return f"{report}."
 
 
 def _count(config: BuildVocabConfig, corpus: Corpus, path: Path) -> int:

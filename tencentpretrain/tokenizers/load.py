@@ -46,8 +46,9 @@ def load_tokenizer(source: str | Path | TokenizerConfig) -> Tokenizer:
         return _load_saved(path) if saved else build_tokenizer(_huggingface_options(path))
     description = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
     if not description.is_file():
+        absent = "" if path.exists() else "no such file or directory; "
         raise DataError(
-            f"{path}: expected a directory with a tokenizer, or weights and '{description.name}'."
+            f"{path}: {absent}expected a directory with a tokenizer, or weights and '{description.name}'."
         )
     value = _read_object(description)
     if not isinstance(value.get("tokenizer_path"), str):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import glob
 import hashlib
 import logging
 import os
+import re
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tencentpretrain.description import complete_weights
 from tencentpretrain.errors import ConfigError, UserError
 from tencentpretrain.files import (
     complete_directory,
@@ -53,7 +56,7 @@ class Checkpoints:
         output: final weights; `<output>-<step>` and `<output>.states/<step>/` lie beside it.
         options: what decides the course of a run, by option name; kept in its states.
         changeable: names of options that may differ when a run continues; all others must not.
-        describe: writes what lies beside a weights file, `<file>.json`.
+        describe: what lies beside a weights file, `<file>.json`.
         keep: states that are kept; weights files all are.
     """
 
@@ -61,7 +64,7 @@ class Checkpoints:
         self,
         output: Path,
         options: Mapping[str, Any],
-        describe: Callable[[Path], None],
+        describe: Callable[[Path], dict[str, Any]],
         keep: int = 2,
         changeable: Collection[str] = (),
     ) -> None:
@@ -71,24 +74,38 @@ class Checkpoints:
         self._weights_name = "model.safetensors" if output.suffix == ".safetensors" else "model.pt"
         self._saved: State | None = None  # the newest of this run
 
+    def recover(self) -> None:
+        """Clear away what killed runs of this output left half-written; put back what one was replacing."""
+        name = self.output.name
+        own = re.compile(rf"\.({re.escape(name)}((-\d+)?(\.json)?|\.tokenizer))\.\d+\.(old|tmp)")
+        for left_over in self.output.parent.glob(f".{glob.escape(name)}*"):
+            if found := own.fullmatch(left_over.name):
+                remove_leftovers(left_over.with_name(found[1]))
+        for left_over in self.directory.glob(".*"):
+            remove_leftovers(left_over.with_name(left_over.name[1:].rsplit(".", 2)[0]))  # see files.py
+
     def prepare(self) -> None:
-        """Make the directories, so that a path that cannot be written is known before hours of training."""
+        """Make the directories, so that a path that cannot be written is known before hours of training.
+
+        Raises:
+            UserError: it cannot, or another run is writing there.
+        """
+        if self.output.is_dir():
+            raise UserError(f"--output_model_path {self.output} is a directory; give the name of a file.")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             with complete_file(self.directory / "probe") as temporary:
                 temporary.write_bytes(b"")
             (self.directory / "probe").unlink()
+            _lock(self.directory)
+        except BlockingIOError:
+            raise UserError(
+                f"another run is writing to --output_model_path {self.output}; wait for it, or give another."
+            ) from None
         except OSError as error:
             raise UserError(
                 f"--output_model_path {self.output}: cannot write there ({error.strerror}: {error.filename})."
             ) from None
-        if self.output.is_dir():
-            raise UserError(f"--output_model_path {self.output} is a directory; give the name of a file.")
-        for left_over in [
-            *self.directory.glob(".*"), *self.output.parent.glob(f".{glob.escape(self.output.name)}*.tmp")
-        ]:  # fmt: skip
-            name = left_over.name[1:].rsplit(".", 2)[0]  # of .<name>.<process>.tmp, see files.py
-            remove_leftovers(left_over.with_name(name))
 
     def find(self, resume: str) -> State | None:
         """The state to continue from.
@@ -103,9 +120,9 @@ class Checkpoints:
         if resume == "never":
             return None
         if resume == "auto":
-            state = next((state for state in self._states() if self._intact(state)), None)
+            state = next((state for state in self._states(tell=True) if self._intact(state)), None)
         else:
-            state = self._read(Path(resume))
+            state = self._read(Path(resume), tell=True)
             if state is None or not self._intact(state):
                 raise UserError(
                     f"--resume {resume}: not a complete training state; expected auto, never, or a directory "
@@ -163,9 +180,8 @@ class Checkpoints:
     def publish(self, path: Path) -> None:
         """Give the weights of the newest state the name `path`, with their description beside it."""
         assert self._saved is not None
-        self._describe(path)
         source = next(file for file in self._saved.path.iterdir() if file.stem == "model")
-        with complete_file(path) as temporary:
+        with complete_weights(path, self._describe(path)) as temporary:
             try:
                 os.link(source, temporary)
             except OSError:  # another file system, or one without links
@@ -176,22 +192,20 @@ class Checkpoints:
         """The newest state of this run."""
         return self._saved
 
-    def _states(self) -> Iterator[State]:
-        """States that claim to be complete, newest first."""
+    def _states(self, tell: bool = False) -> Iterator[State]:
+        """States that claim to be complete, newest first; `tell` the log of others."""
         paths = self.directory.iterdir() if self.directory.is_dir() else ()
-        found = [state for path in paths if path.name.isdigit() and (state := self._read(path)) is not None]
+        found = [state for path in paths if path.name.isdigit() and (state := self._read(path, tell))]
         return iter(sorted(found, key=lambda state: -state.serial))
 
-    def _read(self, path: Path) -> State | None:
-        if not (path / MARKER).is_file():
-            if path.is_dir():
-                log.info(f"resume: {path} is incomplete and is passed over")
-            return None
+    def _read(self, path: Path, tell: bool) -> State | None:
+        fault = f"damaged ({MARKER} cannot be read)" if (path / MARKER).is_file() else "incomplete"
         try:
             marker = read_json(path / MARKER)
             return State(path, marker["step"], marker["serial"], marker["options"])
         except (UserError, KeyError, TypeError):
-            log.info(f"resume: {path} is damaged ({MARKER} cannot be read) and is passed over")
+            if tell and path.is_dir():
+                log.info(f"resume: {path} is {fault} and is passed over")
             return None
 
     def _intact(self, state: State) -> bool:
@@ -223,6 +237,22 @@ class Checkpoints:
             )
         for name, (there, now) in different.items():
             log.info(f"resume: {name} was {there} until step {state.step} and is {now} from there on")
+
+
+_LOCKED: dict[Path, int] = {}  # directories that belong to this process until it ends, however it does
+
+
+def _lock(directory: Path) -> None:
+    """Keep other processes from writing to a directory.
+
+    Raises:
+        BlockingIOError: another one has it.
+    """
+    directory = directory.resolve()
+    if directory not in _LOCKED:
+        handle = os.open(directory, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _LOCKED[directory] = handle
 
 
 def _fingerprint(path: Path) -> list[Any]:

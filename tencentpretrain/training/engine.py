@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,17 +45,37 @@ def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
     return "fp32", "the device does not multiply bf16 natively"
 
 
+def choose_device(gpu_ranks: Sequence[int]) -> tuple[torch.device, list[str]]:
+    """The device of one process, and what is to be said about it.
+
+    Raises:
+        ConfigError: there is no such GPU.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu"), [f"gpu_ranks {rank}: there is no GPU" for rank in gpu_ranks[:1]]
+    if not gpu_ranks:
+        return torch.device("cuda"), []
+    count, device = torch.cuda.device_count(), torch.device("cuda", gpu_ranks[0])
+    if not 0 <= gpu_ranks[0] < count:
+        raise ConfigError(f"--gpu_ranks {gpu_ranks[0]}: there are {count} GPUs, numbered from 0.")
+    torch.cuda.set_device(device)
+    return device, []
+
+
 class SingleEngine:
     """One process, one device.
 
     `prepare` once; then for every update `forward` and `backward` for each micro-batch, `clip` and `step`.
+
+    Args:
+        gpu_ranks: the GPU of this process comes first; empty: CUDA chooses.
     """
 
     rank = 0
     world_size = 1
 
-    def __init__(self, precision: str = "auto", compile: bool = False) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    def __init__(self, precision: str = "auto", compile: bool = False, gpu_ranks: Sequence[int] = ()) -> None:
+        self.device, self._notes = choose_device(gpu_ranks)
         self.precision, self._why = choose_precision(precision, self.device)
         if self.device.type == "cpu":
             # The moments of tokens that are rarely seen decay into denormal numbers, with which a CPU
@@ -74,9 +94,10 @@ class SingleEngine:
         else:
             name = f"{torch.get_num_threads()} threads"
         return [
-            f"device: {self.device.type} ({name})",
+            f"device: {self.device} ({name})",
             f"engine: single{', compiled' if self.compile else ''}",
             f"precision: {self.precision} ({self._why})",
+            *self._notes,
         ]
 
     def prepare(
@@ -98,16 +119,21 @@ class SingleEngine:
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
 
-    def forward(self, batch: Batch) -> TargetOutput:
-        """Run the model on a batch of CPU tensors."""
+    def forward(self, batch: Batch, last: bool = True) -> TargetOutput:
+        """Run the model on a batch of CPU tensors.
+
+        Args:
+            last: whether the update's last `backward` is that of this batch: then engines with ranks
+                exchange the gradients.
+        """
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         dtype = DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
             output: TargetOutput = self.model(moved)
         return output
 
-    def backward(self, loss: Tensor, last: bool = True) -> None:
-        """Add up gradients; at the `last` micro-batch of an update, engines with ranks exchange them."""
+    def backward(self, loss: Tensor) -> None:
+        """Add up gradients."""
         self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def gradient(self, loss: Tensor, weight: Tensor) -> Tensor:
@@ -132,6 +158,10 @@ class SingleEngine:
         """Sums over all ranks."""
         return dict(values)
 
+    def agree(self, value: int) -> int:
+        """The largest value of all ranks: what one of them was told, all of them do."""
+        return value
+
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The model's weights, and what else training needs to go on."""
         training = {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
@@ -139,7 +169,13 @@ class SingleEngine:
 
     def load_state(self, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
         self.model.load_state_dict(weights)
+        asked = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
         self.optimizer.load_state_dict(training["optimizer"])
+        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
+            group.update(options)  # torch takes them from the state, but they may be asked for anew
         if training["scaler"]:
             self._scaler.load_state_dict(training["scaler"])
 

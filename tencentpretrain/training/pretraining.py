@@ -29,7 +29,7 @@ from tencentpretrain.config import (
 )
 from tencentpretrain.data.loader import LoadedBatch, Loader
 from tencentpretrain.data.store import TokenStore
-from tencentpretrain.description import check_against_description, read_description, write_description
+from tencentpretrain.description import check_against_description, make_description, read_description
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.model import Model, build_model, check_provided
 from tencentpretrain.registry import PROCESSORS, load_plugins
@@ -81,6 +81,7 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         known = {*options_of(ModelConfig), "plugins"}
         options.add_layer(pretrained, {name: value for name, value in description.items() if name in known})
     store = TokenStore.open(options.get("dataset_path"))
+    store.verify(quick=True)
     options.add_layer(f"{store.path}/meta.json", store.options | _tokenizer_options(store))
     model, tokenizer, data, optimization, run, pretrain = options.build(*concerns)
     _check_tokenizer(store, tokenizer, options.given("tokenizer"))
@@ -156,9 +157,17 @@ def deep_init(model: Model, layers_num: int) -> None:
             parameter.div_(math.sqrt(2 * layers_num))
 
 
-def make_loader(settings: Settings, store: TokenStore, workers_num: int, pin_memory: bool = False) -> Loader:
-    processor = PROCESSORS[settings.data.data_processor](store, settings.data, store.tokenizer)
-    return Loader(processor, settings.run.batch_size, settings.data.seed, workers_num, pin_memory=pin_memory)
+def make_loader(settings: Settings, store: TokenStore, engine: SingleEngine, workers_num: int) -> Loader:
+    return Loader(
+        PROCESSORS[settings.data.data_processor](store, settings.data, store.tokenizer),
+        settings.run.batch_size,
+        settings.data.seed,
+        workers_num,
+        targets=settings.model.target,
+        rank=engine.rank,
+        world_size=engine.world_size,
+        pin_memory=engine.device.type != "cpu",
+    )
 
 
 def validation_store(settings: Settings) -> TokenStore | None:
@@ -166,6 +175,7 @@ def validation_store(settings: Settings) -> TokenStore | None:
     if path is None:
         return None
     store = TokenStore.open(path)
+    store.verify(quick=True)
     if store.tokenizer.fingerprint != settings.store.tokenizer.fingerprint:
         raise DataError(
             f"--eval_dataset_path {path} was made with another tokenizer than {settings.store.path}; make it "
@@ -177,12 +187,16 @@ def validation_store(settings: Settings) -> TokenStore | None:
     return store
 
 
-def make_checkpoints(settings: Settings) -> Checkpoints:
+def make_engine(settings: Settings) -> SingleEngine:
+    return SingleEngine(settings.run.precision, settings.run.compile, settings.pretrain.gpu_ranks)
+
+
+def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
     """Training states; a run goes on from one only with the same model, data and optimizer."""
     shards = json.dumps(settings.store.meta["shards"], sort_keys=True).encode()
     changeable = as_json(settings.optimization) | {
         "total_steps": settings.pretrain.total_steps,
-        "precision": settings.run.precision,
+        "precision": precision,
     }
     del changeable["optimizer"]
     fixed = as_json(settings.model, settings.data) | {
@@ -193,8 +207,8 @@ def make_checkpoints(settings: Settings) -> Checkpoints:
         "optimizer": settings.optimization.optimizer,
     }
 
-    def describe(path: Path) -> None:
-        write_description(
+    def describe(path: Path) -> dict[str, Any]:
+        return make_description(
             path,
             settings.model,
             settings.store.tokenizer,
@@ -208,37 +222,42 @@ def make_checkpoints(settings: Settings) -> Checkpoints:
 
 
 def make_trainer(settings: Settings) -> Trainer:
-    """Everything that trains, in the state it goes on from."""
-    pretrain = settings.pretrain
-    engine = SingleEngine(settings.run.precision, settings.run.compile)
+    """Everything that trains, in the state it goes on from; what refuses comes before what writes."""
+    pretrain, engine = settings.pretrain, make_engine(settings)
+    if engine.rank > 0:
+        log.setLevel(logging.ERROR)  # one rank tells what all do
     for line in [*settings.notes, *engine.decisions()]:
         log.info(line)
-    checkpoints = make_checkpoints(settings)
-    checkpoints.prepare()
+    checkpoints = make_checkpoints(settings, engine.precision)
+    if engine.rank == 0:
+        checkpoints.recover()
     state = checkpoints.find(pretrain.resume)
     if state is not None and state.step > pretrain.total_steps:
         raise ConfigError(
             f"--total_steps is {pretrain.total_steps}, but {state.path} is of step {state.step}."
         )
+    held_out = validation_store(settings)
+    loader = make_loader(settings, settings.store, engine, pretrain.workers_num)
+    validation = make_loader(settings, held_out, engine, pretrain.workers_num) if held_out else None
+    data_lines = describe_data(settings, loader, validation)
     model = make_model(settings)
     log.info(f"model: {describe_model(settings, model)}")
     if pretrain.pretrained_model_path and state is None:
         for line in str(load_weights(model, pretrain.pretrained_model_path)).splitlines():
             log.info(line)
     engine.prepare(model, partial(make_optimizer, config=settings.optimization))
-    on_gpu = engine.device.type != "cpu"
-    loader = make_loader(settings, settings.store, pretrain.workers_num, pin_memory=on_gpu)
-    held_out = validation_store(settings)
-    validation = make_loader(settings, held_out, pretrain.workers_num, on_gpu) if held_out else None
-    for line in describe_data(settings, loader, validation):
+    for line in data_lines:
         log.info(line)
     plan = Plan(
         pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
         pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
-        settings.data.seed, flops_per_token=flops_per_token(settings) if engine.peak_flops else None,
+        settings.data.seed, flops_per_token=flops_per_token(settings, engine) if engine.peak_flops else None,
     )  # fmt: skip
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
-    report = Report(log_dir, pretrain.total_steps, state.step if state else 0)
+    if engine.rank == 0:
+        checkpoints.prepare()
+    first_step = state.step if state else 0
+    report = Report(log_dir if engine.rank == 0 else None, pretrain.total_steps, first_step)
     schedule = make_schedule(settings.optimization, pretrain.total_steps)
     trainer = Trainer(engine, loader, validation, schedule, checkpoints, report, plan)
     if state is not None:
@@ -277,8 +296,9 @@ def describe_data(settings: Settings, loader: Loader, validation: Loader | None)
     return lines
 
 
-def cost_of_first_batch(settings: Settings) -> tuple[Cost, LoadedBatch]:
-    with contextlib.closing(make_loader(settings, settings.store, workers_num=0).batches()) as batches:
+def cost_of_first_batch(settings: Settings, engine: SingleEngine) -> tuple[Cost, LoadedBatch]:
+    loader = make_loader(settings, settings.store, engine, workers_num=0)
+    with contextlib.closing(loader.batches()) as batches:
         loaded = next(batches)
     vocab_size = settings.store.tokenizer.vocab_size
     return measure_cost(
@@ -286,23 +306,23 @@ def cost_of_first_batch(settings: Settings) -> tuple[Cost, LoadedBatch]:
     ), loaded
 
 
-def flops_per_token(settings: Settings) -> float:
-    cost, loaded = cost_of_first_batch(settings)
+def flops_per_token(settings: Settings, engine: SingleEngine) -> float:
+    cost, loaded = cost_of_first_batch(settings, engine)
     return cost.flops / loaded.batch["input_ids"].numel()
 
 
 def dry_run(settings: Settings) -> str:
     """What would be trained, and what it would cost; nothing is written."""
-    pretrain, engine = settings.pretrain, SingleEngine(settings.run.precision, settings.run.compile)
+    pretrain, engine = settings.pretrain, make_engine(settings)
     with torch.device("meta"):
         model = build_model(settings.model, settings.store.tokenizer.vocab_size, settings.labels_num)
-    loader = make_loader(settings, settings.store, workers_num=0)
+    loader = make_loader(settings, settings.store, engine, workers_num=0)
     held_out = validation_store(settings)
-    validation = make_loader(settings, held_out, workers_num=0) if held_out else None
-    cost, loaded = cost_of_first_batch(settings)
+    validation = make_loader(settings, held_out, engine, workers_num=0) if held_out else None
+    cost, loaded = cost_of_first_batch(settings, engine)
     total = parameters_num(model)
     states = state_bytes(total, settings.optimization.optimizer)
-    state = make_checkpoints(settings).find(pretrain.resume)
+    state = make_checkpoints(settings, engine.precision).find(pretrain.resume)
     options = as_json(*settings.configs).items()
     lines = [
         *settings.notes, *engine.decisions(), f"model: {describe_model(settings, model)}", "modules:",

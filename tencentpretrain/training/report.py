@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -25,8 +27,12 @@ class _TerminalHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
 
-        tqdm.write(self.format(record), file=sys.stdout)
-        sys.stdout.flush()
+        try:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Who read our output has gone (`| head`, a killed `tee`); that is no reason to stop training.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def start_logging(run: RunConfig) -> None:
@@ -78,44 +84,32 @@ class Report:
     """Receives what is to be told, and puts it where it belongs.
 
     Args:
-        directory: of metrics.jsonl, TensorBoard events and curves.png.
+        directory: of metrics.jsonl, TensorBoard events and curves.png; None: nothing is written.
         total_steps: length of the run; 0: not known, no bar.
-        first_step: where this run continues; what an earlier one wrote of later steps is taken back.
+        first_step: where this run continues; what an earlier one wrote of later steps is taken back. At 0
+            the metrics of another run are kept as metrics-1.jsonl, metrics-2.jsonl …
     """
 
-    def __init__(self, directory: Path, total_steps: int, first_step: int = 0) -> None:
+    def __init__(self, directory: Path | None, total_steps: int, first_step: int = 0) -> None:
         self.directory, self.total_steps = directory, total_steps
-        self._metrics = directory / "metrics.jsonl"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            self._records = self._earlier(first_step)
-            self._file = self._metrics.open("a", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--log_dir {directory}: cannot write there ({error.strerror}).") from None
+        self._records: list[dict[str, Any]] = []
+        if directory is not None:
+            metrics = directory / "metrics.jsonl"
+            try:
+                directory.mkdir(parents=True, exist_ok=True)
+                self._records = _earlier(metrics, first_step)
+                self._file = metrics.open("a", encoding="utf-8")
+            except OSError as error:
+                raise UserError(f"--log_dir {directory}: cannot write there ({error.strerror}).") from None
         self._writer: Any = None
         self._purge = first_step + 1 if self._records else None
         self._drawn = time.monotonic()  # when curves were last drawn
         self._drawing = 0.3  # how long that took, in seconds
         self._bar: Any = None
-        if total_steps and sys.stdout.isatty() and sys.stderr.isatty():
+        if directory is not None and total_steps and sys.stdout.isatty() and sys.stderr.isatty():
             from tqdm import tqdm
 
             self._bar = tqdm(total=total_steps, initial=first_step, unit="step", dynamic_ncols=True)
-
-    def _earlier(self, first_step: int) -> list[dict[str, Any]]:
-        """Records of the run that is continued, up to the step it continues from."""
-        records = []
-        if first_step and self._metrics.exists():
-            for line in self._metrics.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    record = json.loads(line)
-                    if record["step"] <= first_step:
-                        records.append(record)
-                except (ValueError, KeyError, TypeError):
-                    continue  # the last line of a killed run may be cut off
-        with complete_file(self._metrics) as temporary:
-            temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
-        return records
 
     def stepped(self) -> None:
         """An update is done."""
@@ -143,42 +137,65 @@ class Report:
 
     def keep(self, record: dict[str, Any], details: dict[str, float] | None = None) -> None:
         """Put a record into the files; nothing is logged."""
+        if self.directory is None:
+            return
         self._records.append(record)
         try:
-            self._write(record, record | (details or {}))
+            self._write(self.directory, record, record | (details or {}))
         except OSError as error:  # a full disk; the training itself may go on
             log.error(f"cannot write reports to {self.directory}: {error.strerror or error}")
 
-    def _write(self, record: dict[str, Any], scalars: dict[str, Any]) -> None:
+    def _write(self, directory: Path, record: dict[str, Any], scalars: dict[str, Any]) -> None:
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(self.directory), purge_step=self._purge)
+            self._writer = SummaryWriter(str(directory), purge_step=self._purge)
         for name, value in scalars.items():
             if name not in ("step", "time") and value is not None:
                 self._writer.add_scalar(name, value, record["step"])
         if time.monotonic() - self._drawn > self._drawing / CURVES_SHARE:
-            self._draw()
+            self._draw(directory)
 
-    def _draw(self) -> None:
+    def _draw(self, directory: Path) -> None:
         start = time.monotonic()
-        draw_curves(self._records, self.directory / "curves.png")
+        draw_curves(self._records, directory / "curves.png")
         self._drawn = time.monotonic()
         self._drawing = self._drawn - start
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self.directory is None:
+            return
         try:
             if self._records:
-                self._draw()
+                self._draw(self.directory)
             if self._writer is not None:
                 self._writer.close()
             self._file.close()
         except OSError as error:
             log.error(f"cannot write reports to {self.directory}: {error.strerror or error}")
+
+
+def _earlier(metrics: Path, first_step: int) -> list[dict[str, Any]]:
+    """Records of the run that is continued, up to the step it continues from; the file has these alone."""
+    records = []
+    if first_step and metrics.exists():
+        for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                record = json.loads(line)
+                if record["step"] <= first_step:
+                    records.append(record)
+            except (ValueError, KeyError, TypeError):
+                continue  # the last line of a killed run may be cut off
+    elif metrics.exists() and metrics.stat().st_size:
+        names = (metrics.with_stem(f"{metrics.stem}-{number}") for number in itertools.count(1))
+        metrics.rename(next(path for path in names if not path.exists()))
+    with complete_file(metrics) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return records
 
 
 def _to_files(line: str) -> None:

@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tencentpretrain.batch import FIELDS, labels_of
-from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader
-from tencentpretrain.errors import Terminated, UserError
-from tencentpretrain.targets.output import Part, TargetOutput
+from tencentpretrain.batch import labels_of
+from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, is_sequence
+from tencentpretrain.errors import Terminated
 from tencentpretrain.training.checkpoint import Checkpoints
 from tencentpretrain.training.engine import SingleEngine
 from tencentpretrain.training.report import Report
+from tencentpretrain.training.sums import Sums, check_finite, mean_norm, means
 
 log = logging.getLogger("tencentpretrain")
 
@@ -42,38 +42,6 @@ class Plan:
     max_grad_norm: float
     seed: int
     flops_per_token: float | None = None
-
-
-class Sums:
-    """Named sums that stay on the device until somebody reads them."""
-
-    def __init__(self, values: Mapping[str, Tensor] | None = None) -> None:
-        self.values: dict[str, Tensor] = dict(values or {})
-
-    def add(self, name: str, value: Tensor | float) -> None:
-        value = torch.as_tensor(value).detach().double()
-        self.values[name] = self.values[name].to(value.device) + value if name in self.values else value
-
-    def add_output(self, output: TargetOutput) -> None:
-        for name, part in output.parts.items():
-            self.add(f"loss_{name}", part.loss_sum)
-            self.add(f"count_{name}", part.count)
-        for name, (total, count) in output.metrics.items():
-            self.add(name, total)
-            self.add(f"count_{name}", count)
-
-    def read(self) -> dict[str, float]:
-        """All sums at once; the device is waited for once."""
-        device = next((value.device for value in self.values.values() if value.device.type != "cpu"), None)
-        values = [value.to(device) for value in self.values.values()]
-        return dict(zip(self.values, torch.stack(values).tolist(), strict=True)) if values else {}
-
-
-def means(sums: Mapping[str, float]) -> dict[str, float]:
-    """Loss of each target, then each metric: sum by count."""
-    names = [name for name in sums if f"count_{name.removeprefix('loss_')}" in sums]
-    names.sort(key=lambda name: not name.startswith("loss_"))
-    return {name: sums[name] / max(sums[f"count_{name.removeprefix('loss_')}"], 1) for name in names}
 
 
 @contextlib.contextmanager
@@ -121,7 +89,7 @@ class Trainer:
         self.learning_rate, self.plan = learning_rate, plan
         self.checkpoints, self.report = checkpoints, report
         self.step = 0  # updates done
-        self.tokens = 0  # real tokens seen
+        self.tokens = 0  # real tokens seen, by all ranks
         self.position = DataPosition(0, 0)
         self.sums = Sums()  # since the last report
         self._saved_step = 0
@@ -142,9 +110,10 @@ class Trainer:
         """
         self._first_step, self._begin = self.step, time.monotonic()
         self._start_interval()
+        stopped = 0  # the signal that asked to
         with deferred_signals() as stop:
             with contextlib.closing(self.loader.batches(self.position)) as batches:
-                while self.step < self.plan.total_steps and not stop:
+                while self.step < self.plan.total_steps and not stopped:
                     self._update(batches)
                     last = self.step == self.plan.total_steps
                     if self.step % self.plan.report_steps == 0 or last:
@@ -154,11 +123,13 @@ class Trainer:
                             self._validate(self.validation, stop)
                         if self.step % self.plan.save_steps == 0 or last:
                             self._save()
+                    stopped = self.engine.agree(max(stop, default=0))
             if self.step < self.plan.total_steps:
                 self._save()
                 log.info(f"stopped after step {self.step}; the same command continues from there")
-                raise KeyboardInterrupt if stop[0] == signal.SIGINT else Terminated
-        self.checkpoints.publish(self.checkpoints.output)
+                raise KeyboardInterrupt if stopped == signal.SIGINT else Terminated
+        if self.engine.rank == 0:
+            self.checkpoints.publish(self.checkpoints.output)
         log.info(f"done: the weights after step {self.step} are in {self.checkpoints.output}")
 
     def _update(self, batches: Iterator[LoadedBatch]) -> None:
@@ -174,36 +145,30 @@ class Trainer:
         counts = self.engine.reduce(
             {name: sum(micro.counts[name] for micro in loaded) for name in loaded[0].counts}
         )
-        for number, micro in enumerate(loaded, start=1):
-            output = self.engine.forward(micro.batch)
-            loss = output.normalised(counts)
-            self.engine.backward(loss, last=number == len(loaded))
-            self.sums.add("loss", loss)
+        for micro in loaded:
+            output = self.engine.forward(micro.batch, last=micro is loaded[-1])
+            self.engine.backward(output.normalised(counts))
             self.sums.add_output(output)
-        norm = self.engine.clip(self.plan.max_grad_norm)
-        finite = norm.isfinite()
-        self.sums.add("grad_norm", torch.where(finite, norm, 0.0))
-        self.sums.add("updates", finite)
-        self.sums.add("steps", 1)
+        self.sums.add_update(self.engine.clip(self.plan.max_grad_norm))
         self.engine.step(self.learning_rate(self.step))
         self.step += 1
         self.position = loaded[-1].position
-        self.tokens += sum(micro.tokens for micro in loaded)
+        self.tokens += int(self.engine.reduce({"tokens": sum(micro.tokens for micro in loaded)})["tokens"])
         self.report.stepped()
 
     def _tell(self) -> None:
         """Report what happened since the last report."""
-        sums = self.engine.reduce(self._read_sums())
+        sums = self._read_sums()
         seconds = max(time.monotonic() - self._interval_begin, 1e-9)
         tokens_per_second = (self.tokens - self._interval_tokens) / seconds
-        record: dict[str, Any] = {"step": self.step, "loss": sums["loss"] / sums["steps"]} | means(sums)
+        record: dict[str, Any] = {"step": self.step} | means(sums, self.sums.weights)
         peak, flops = self.engine.peak_flops, self.plan.flops_per_token
         record |= {
             "learning_rate": self.learning_rate(self.step - 1),
-            "grad_norm": sums["grad_norm"] / max(sums["updates"], 1),
+            "grad_norm": mean_norm(sums, self.step),
             "tokens": self.tokens,
             "tokens_per_second": tokens_per_second,
-            "mfu": flops * tokens_per_second / peak if flops and peak else None,
+            "mfu": flops * tokens_per_second / (peak * self.engine.world_size) if flops and peak else None,
             "memory_gb": self.engine.memory_gb(),
             "data_wait": self._waited / seconds,
             "time": time.time(),
@@ -217,15 +182,10 @@ class Trainer:
         self._interval_begin, self._interval_tokens, self._waited = time.monotonic(), self.tokens, 0.0
 
     def _read_sums(self) -> dict[str, float]:
-        sums = self.sums.read()
-        overflow = sums.get("updates", 0) < sums.get("steps", 0) and not self.engine.skips_overflow
-        if overflow or not math.isfinite(sums.get("loss", 0.0)):
-            newest = self.checkpoints.newest
-            kept = f"The newest training state is of step {newest.step}" if newest else "Nothing was saved"
-            raise UserError(
-                f"the {'gradient' if overflow else 'loss'} stopped being finite before step {self.step}. "
-                f"{kept}; lower --learning_rate, raise --warmup, or use --precision fp32."
-            )
+        """The sums of all ranks; the run ends here if they show that the weights are lost."""
+        sums, newest = self.engine.reduce(self.sums.read()), self.checkpoints.newest
+        kept = f"The newest training state is of step {newest.step}" if newest else "Nothing was saved"
+        check_finite(sums, self.step, self.engine.skips_overflow, kept)
         return sums
 
     @contextlib.contextmanager
@@ -237,28 +197,25 @@ class Trainer:
 
     def _validate(self, validation: Loader, stop: list[int]) -> None:
         """Loss over all held-out batches, and the perplexity of the targets that predict tokens."""
-        sums, output = Sums(), None
+        sums = Sums()
         self.engine.model.eval()
         with torch.no_grad(), contextlib.closing(validation.one_pass()) as batches:
             for loaded in batches:
                 if stop:
                     break
-                output = self.engine.forward(loaded.batch)
-                sums.add_output(output)
+                sums.add_output(self.engine.forward(loaded.batch))
         self.engine.model.train()
-        if stop or output is None:
-            log.info("validation was broken off" if stop else "validation: no batches")
+        if self.engine.agree(len(stop)):
+            log.info("validation was broken off")
             return
-        totals = self.engine.reduce(sums.read())
-        parts = {
-            name: Part(torch.tensor(totals[f"loss_{name}"]), torch.tensor(totals[f"count_{name}"]), {})
-            for name in output.parts
-        }
-        loss = TargetOutput(parts, output.weights).loss.item()
-        averages = means(totals)
-        of_tokens = [name for name in parts if FIELDS[labels_of(name)].shape == "B S"]
-        nats = averages[f"loss_{of_tokens[0]}"] if of_tokens else loss
-        perplexity = math.exp(min(nats, 700.0))
+        averages = means(self.engine.reduce(sums.read()), sums.weights)
+        loss = averages.pop("loss")
+        of_tokens = [
+            value
+            for name, value in averages.items()
+            if name.startswith("loss_") and is_sequence(labels_of(name.removeprefix("loss_")))
+        ]
+        perplexity = math.exp(min(of_tokens[0] if of_tokens else loss, 700.0))
         record = {"step": self.step, "eval_loss": loss, "eval_perplexity": perplexity, "time": time.time()}
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
 
@@ -273,6 +230,7 @@ class Trainer:
             "position": tuple(self.position),
             "sums": self.sums.values,
         }
-        path = self.checkpoints.save(self.step, weights, training)
+        if self.engine.rank == 0:
+            path = self.checkpoints.save(self.step, weights, training)
+            log.info(f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}")
         self._saved_step = self.step
-        log.info(f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}")

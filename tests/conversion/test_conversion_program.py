@@ -15,7 +15,7 @@ from tiny_models import SIZES, VOCABULARY, tiny_bert
 from tencentpretrain import build_model, load_tokenizer, load_weights
 from tencentpretrain.conversion.maps import BERT
 from tencentpretrain.conversion.program import from_huggingface, to_huggingface
-from tencentpretrain.errors import ConfigError, WeightsError
+from tencentpretrain.errors import ConfigError, UserError, WeightsError
 from tencentpretrain.weights import described_config, read_description, read_state_dict, save_weights
 
 ROOT = Path(__file__).parents[2]
@@ -39,7 +39,8 @@ def states_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -
 
 
 def test_directory_there_and_back(run, bert_directory: Path, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     original = transformers.BertForPreTraining.from_pretrained(bert_directory)
     weights, back = tmp_path / "ours.bin", tmp_path / "back"
     assert "targets: mlm sp" in run(from_huggingface, bert_directory, weights, "--layers_num", "3")
@@ -89,7 +90,8 @@ def test_published_single_file(run, tmp_path: Path, tied: bool) -> None:
 
 
 def test_configuration_and_vocabulary_from_options(run, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     model = tiny_bert("BertForMaskedLM", layer_norm_eps=1e-6, tie_word_embeddings=False)
     torch.save(model.state_dict(), tmp_path / "theirs.bin")
     run(from_huggingface, tmp_path / "theirs.bin", tmp_path / "ours.bin", "--type", "mlm")
@@ -117,7 +119,8 @@ def test_configuration_and_vocabulary_from_options(run, tmp_path: Path) -> None:
 
 
 def test_base_model_without_heads(run, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     tiny_bert("BertModel").save_pretrained(tmp_path / "base")
     said = run(from_huggingface, tmp_path / "base", tmp_path / "ours.bin")
     assert "sp is incomplete, without cls.seq_relationship.weight" in said and "no tokenizer files" in said
@@ -153,6 +156,15 @@ def test_configurations_that_are_not_ours(
     with pytest.raises(WeightsError, match=message):
         run(from_huggingface, bert_directory, tmp_path / "ours.bin")
     assert not list(tmp_path.glob("ours*"))
+
+
+def test_weights_of_ours_and_an_output_that_is_the_input(run, bert_directory: Path, tmp_path: Path) -> None:
+    save_weights(read_state_dict(bert_directory), tmp_path / "ours.bin")
+    with pytest.raises(WeightsError, match=r"ours\.bin is already in this toolkit's format"):
+        run(from_huggingface, tmp_path / "ours.bin", tmp_path / "again.bin")
+    for program in (from_huggingface, to_huggingface):
+        with pytest.raises(UserError, match="is what --input_model_path names too"):
+            run(program, bert_directory, bert_directory)
 
 
 def test_wrong_number_of_layers(run, bert_directory: Path, tmp_path: Path) -> None:

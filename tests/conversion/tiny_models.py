@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import pytest
 import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -34,7 +33,8 @@ SIZES = {
 
 def tiny_bert(kind: str = "BertForPreTraining", **changes: Any) -> Any:
     """A random BERT of Transformers in evaluation mode; no parameter is all zeros or ones."""
-    transformers = pytest.importorskip("transformers")
+    import transformers
+
     torch.manual_seed(0)
     model = getattr(transformers, kind)(transformers.BertConfig(**{**SIZES, **changes}))
     with torch.no_grad():

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import bz2
 import gzip
 import json
+import lzma
 import os
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -108,7 +111,10 @@ def test_odd_bytes(layout: str, tmp_path: Path) -> None:
     content = b"\xef\xbb\xbffirst\r\nsec\xffond\r\nthi\0rd\r\n" + "中文\u2028\x0cfourth\rstill\r\n".encode()
     found = read(tmp_path / "x.txt", content, layout)
     assert found.texts == ["first", "中文\u2028\x0cfourth\rstill"]  # only LF and CRLF end a line
-    assert found.bad_lines == [(2, "not UTF-8 (byte 4 is 0xff)"), (3, "a NUL byte (byte 4)")]
+    assert found.bad_lines == [
+        (2, "not UTF-8 (byte 4 is 0xff)"),
+        (3, "a NUL byte (byte 4): the whole line is left out"),
+    ]
 
 
 @pytest.mark.parametrize("compress", [False, True])
@@ -176,14 +182,20 @@ def test_files_directories_and_globs(tmp_path: Path) -> None:
         (lambda path: path.mkdir(), "this directory has no corpus file"),
         (lambda path: path.write_bytes("text".encode("utf-16")), "is UTF-16 text; convert it"),
         (lambda path: path.write_bytes(b"PAR1...."), "is a Parquet file"),
+        (lambda path: path.write_bytes(b"ARROW1\0\0"), "is an Arrow file"),
         (lambda path: path.write_bytes(b"\x28\xb5\x2f\xfd..."), "compressed with zstd"),
+        (lambda path: path.write_bytes(bz2.compress(b"text\n")), "compressed with bzip2"),
+        (lambda path: path.write_bytes(lzma.compress(b"text\n")), "compressed with xz"),
+        (lambda path: zipfile.ZipFile(path, "w").writestr("x.txt", "text\n"), "is a zip archive; unpack it"),
+        (lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c"), "is a 7z archive; unpack it"),
         (lambda path: os.mkfifo(path), "is not a regular file"),
     ],
 )
 def test_unusable_paths_are_named(make: Callable[[Path], object], message: str, tmp_path: Path) -> None:
-    make(tmp_path / "corpus")
-    with pytest.raises(DataError, match=message):
-        corpus_files([str(tmp_path / "corpus")], False)
+    make(tmp_path / "corpus.jsonl.xyz")  # what a file is, its content says, not its name
+    for pattern in ("corpus.jsonl.xyz", "corpus.jsonl.*"):
+        with pytest.raises(DataError, match=message):
+            corpus_files([str(tmp_path / pattern)], False)
 
 
 def test_a_glob_without_a_match(tmp_path: Path) -> None:

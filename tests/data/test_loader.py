@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,16 @@ from stores import PAD, PlainTokenizer, random_documents, write_store
 
 from tencentpretrain.batch import IGNORED, Batch
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader
-from tencentpretrain.data.processors import Processor
+from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, leave_signals_to_the_main_process
+from tencentpretrain.data.processors import MlmProcessor, Processor
+from tencentpretrain.data.processors.base import Arrays
+from tencentpretrain.data.random import Ints
 from tencentpretrain.data.store import TokenStore
+from tencentpretrain.errors import ConfigError
 from tencentpretrain.registry import PROCESSORS
 
 NAMES = ["bert", "mlm", "lm"]
+TARGETS = {"bert": ("mlm", "sp"), "mlm": ("mlm",), "lm": ("lm",), "cls": ("cls",)}
 Row = tuple[tuple[int, ...], ...]
 
 
@@ -34,7 +40,7 @@ def processor_of(store: TokenStore, name: str = "mlm", **options: Any) -> Proces
 
 
 def make(store: TokenStore, name: str = "mlm", batch_size: int = 4, seed: int = 7, **options: Any) -> Loader:
-    return Loader(processor_of(store, name), batch_size, seed, **options)
+    return Loader(processor_of(store, name), batch_size, seed, **({"targets": TARGETS[name]} | options))
 
 
 def rows_of(loaded: LoadedBatch) -> list[Row]:
@@ -207,3 +213,48 @@ def test_loading_leaves_the_random_state_alone(store: TokenStore) -> None:
     next(make(store).batches())
     next(make(store).one_pass())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class TaughtProcessor(MlmProcessor):
+    """Brings a teacher's logits, which are no labels of a target."""
+
+    provides = (*MlmProcessor.provides, "soft_labels")
+
+    def build(self, keys: Ints, epochs: Ints) -> Arrays:
+        return super().build(keys, epochs) | {"soft_labels": np.ones((len(keys), 3), np.float32)}
+
+
+def test_a_target_without_labels_of_its_own_counts_rows(store: TokenStore) -> None:
+    processor = TaughtProcessor(store, DataConfig(seq_length=20), PlainTokenizer())  # type: ignore[arg-type]
+    for loaded in Loader(processor, 7, 7, targets=("mlm", "length", "soft")).one_pass():
+        rows = len(loaded.batch["input_ids"])
+        predicted = int((loaded.batch["mlm_labels"] != IGNORED).sum())
+        assert loaded.counts == {"mlm": predicted, "length": rows, "soft": rows}
+        assert "soft_positions" not in loaded.batch
+
+
+class RefusingProcessor(MlmProcessor):
+    def build(self, keys: Ints, epochs: Ints) -> Arrays:
+        raise ConfigError(["the first thing is wrong:", "and the second"])
+
+
+@pytest.mark.parametrize("workers_num", [0, 1])
+def test_what_a_worker_refuses_reaches_the_user_as_it_was_said(store: TokenStore, workers_num: int) -> None:
+    processor = RefusingProcessor(store, DataConfig(seq_length=20), PlainTokenizer())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError) as error:
+        next(Loader(processor, 4, 7, workers_num).batches())
+    assert str(error.value) == "the first thing is wrong:\n  and the second"
+
+
+def test_workers_outlive_the_saving_of_the_main_process() -> None:
+    """A scheduler's SIGTERM reaches them too; one that dies breaks off what the main process does."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    try:
+        leave_signals_to_the_main_process(0)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert 3000 < signal.alarm(0) <= 3600
+    finally:
+        signal.alarm(0)
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)

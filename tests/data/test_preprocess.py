@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import gzip
 import json
 import os
+import re
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -145,9 +148,23 @@ def test_line_numbers_are_those_of_the_file(tokenizer: Tokenizer, tmp_path: Path
     config = PreprocessConfig(corpus_path=(str(tmp_path),), dataset_path=str(tmp_path / "store"))
     report = preprocess(config, "documents", tokenizer, block_size=10)
     assert report.bad_lines == [
-        f"{tmp_path / name}, line 31: a NUL byte (byte 1)" for name in ("a.txt", "b.txt")
+        f"{tmp_path / name}, line 31: a NUL byte (byte 1): the whole line is left out"
+        for name in ("a.txt", "b.txt")
     ]
     assert "2 of 62 lines cannot be used:" in str(report)
+
+
+def test_text_in_another_encoding_is_told_from_single_bad_lines(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    hint = r"Much of .*corpus.txt is not UTF-8; .*\(GBK: iconv -f GB18030 -t UTF-8\)"
+    lines = "中文\n1\n".encode("gb18030") * 100
+    good = tmp_path / "good.txt"
+    good.write_bytes(b"1\n" * 10_000)
+    config = config_for(tmp_path, lines, corpus_path=(str(good), str(tmp_path / "corpus.txt")))
+    assert re.search(hint, str(preprocess(config, "documents", tokenizer)))
+    with pytest.raises(DataError, match=hint):
+        preprocess(dataclasses.replace(config, max_bad_lines=5), "documents", tokenizer)
+    report = preprocess(config_for(tmp_path, b"1\n" * 20 + b"\xff\n"), "documents", tokenizer)
+    assert "iconv" not in str(report)
 
 
 def test_texts_without_tokens_are_counted(tokenizer: Tokenizer, tmp_path: Path) -> None:
@@ -281,8 +298,24 @@ def test_the_published_command(vocab_path: Path, tmp_path: Path) -> None:
     assert "--dynamic_masking has no effect" in done.stdout
     assert "corpus.txt, line 2: not UTF-8" in done.stdout
     assert "2 documents, 2 sentences, 3 tokens" in done.stdout
+    assert not done.stderr  # no progress bar where there is no terminal
     store = TokenStore.open(tmp_path / "dataset.pt")
     assert store.options == {"data_processor": "mlm", "seq_length": 64}
+
+
+@pytest.mark.parametrize(("processor", "role"), [("mlm", "mask"), ("bert", "sep"), ("lm", "cls")])
+def test_a_vocabulary_without_a_token_the_processor_needs(
+    processor: str, role: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vocab_path = tmp_path / "vocab.txt"
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "1"]
+    names.remove(f"[{role.upper()}]")
+    vocab_path.write_text("\n".join(names) + "\n", encoding="utf-8")
+    (tmp_path / "corpus.txt").write_bytes(b"1\n\n1\n")
+    monkeypatch.setattr(sys, "argv", command(tmp_path, vocab_path, "--data_processor", processor)[1:])
+    with pytest.raises(DataError, match=rf"vocab\.txt has no {role} token .* use a vocabulary with it"):
+        runpy.run_path(str(ROOT / "preprocess.py"))["main"]()
+    assert not (tmp_path / "dataset.pt").exists()
 
 
 def test_a_file_too_large_for_the_system_ends_the_program_cleanly(vocab_path: Path, tmp_path: Path) -> None:

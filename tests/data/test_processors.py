@@ -298,6 +298,12 @@ def test_vocabularies_without_some_special_tokens(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="mask"):
             make(name, store, PlainTokenizer(mask=False))
     assert make("lm", store, PlainTokenizer(mask=False)).plan(0).size
+    labelled = write_store(tmp_path / "labelled", random_documents(5, (1, 2)), "labelled", labels=[0] * 5)
+    for role, name in itertools.product(("cls", "sep"), ("bert", "mlm", "lm", "cls")):
+        tokenizer = PlainTokenizer()
+        del tokenizer.roles[role]
+        with pytest.raises(DataError, match=role):
+            make(name, labelled if name == "cls" else store, tokenizer)
 
 
 def test_datasets_that_do_not_fit_are_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import pickle
@@ -169,8 +170,32 @@ def test_verify_finds_changed_contents(tokenizer: Tokenizer, tmp_path: Path) -> 
     content = bytearray(path.read_bytes())
     content[4] ^= 1
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"00000.tokens is damaged: its checksum is wrong"):
-        store.verify()
+    for quick in (False, True):
+        with pytest.raises(DataError, match=r"00000.tokens was changed after it was made \(its checksum"):
+            store.verify(quick)
+
+
+def test_quick_verification_leaves_out_many_tokens(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = write(tmp_path / "store", tokenizer, SOME)
+    monkeypatch.setattr("tencentpretrain.data.store.QUICK_TOKENS", 10)
+    for name, found in (("00000.tokens", False), ("00000.documents", True)):
+        (tmp_path / "store" / name).write_bytes(bytes((tmp_path / "store" / name).stat().st_size))
+        with pytest.raises(DataError, match=name) if found else contextlib.nullcontext():
+            store.verify(quick=True)
+
+
+@pytest.mark.parametrize("shard_tokens", [3, 100])
+def test_ids_outside_the_vocabulary_are_found(
+    shard_tokens: int, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    store = write(tmp_path / "store", tokenizer, SOME, shard_tokens=shard_tokens)
+    path = tmp_path / "store" / "00000.tokens"
+    path.write_bytes(b"\xff" * 2 + path.read_bytes()[2:])
+    with pytest.raises(DataError, match=r"store was changed after it was made \(id 65535 in its tokens"):
+        store.tokens_at(np.arange(4))
+    assert store.tokens_at(np.arange(1, 4)).tolist() == [6, 7, 8]
 
 
 def test_another_tokenizer_inside_is_found(tokenizer: Tokenizer, tmp_path: Path) -> None:

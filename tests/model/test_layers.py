@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
 from torch import nn
@@ -75,6 +77,12 @@ def test_vocabulary_loss_follows_autocast() -> None:
 
 
 def test_vocabulary_loss_without_gradients() -> None:
+    weight = torch.randn(5, 4, requires_grad=True)
+    with (
+        torch.no_grad(),
+        mock.patch("torch.zeros_like", side_effect=AssertionError("a gradient is computed")),
+    ):
+        vocabulary_loss(torch.zeros(3, 4), weight, None, torch.tensor([1, 2, -100]))
     with torch.no_grad():
         loss, _ = vocabulary_loss(torch.zeros(3, 4), torch.zeros(5, 4), None, torch.tensor([1, 2, -100]))
     torch.testing.assert_close(loss, 2 * torch.tensor(5.0).log())

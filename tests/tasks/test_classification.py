@@ -12,6 +12,7 @@ from tencentpretrain.config import ClassifierConfig, ClassifierInferConfig, Mode
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.tasks.classification import Classification, Classifier
 from tencentpretrain.tasks.examples import TextExamples
+from tencentpretrain.tasks.labels import describe_classes
 from tencentpretrain.tokenizers import Tokenizer
 
 
@@ -35,6 +36,25 @@ def test_head_has_the_published_names_and_shapes(config: ModelConfig) -> None:
     }  # fmt: skip
     assert {name.partition(".")[0] for name in shapes.keys() - head.keys()} == {"embedding", "encoder"}
     assert shapes["embedding.word.embedding.weight"] == (47, 16)
+
+
+@pytest.mark.parametrize(("counts", "said"), [
+    ([5, 5], "2 classes: 0 50 %, 1 50 %"),
+    ([4, 0, 2, 0, 1], "5 classes: 0 57.1 %, 2 28.6 %, 4 14.3 %; never in the training set: 1, 3"),
+])  # fmt: skip
+def test_classes_and_their_frequencies_are_told(
+    tokenizer: Tokenizer, tmp_path: Path, counts: list[int], said: str
+) -> None:
+    rows = [[str(label), "w1"] for label, count in enumerate(counts) for _ in range(count)]
+    one = task(tokenizer)
+    train = one.read(write_table(tmp_path / "rows.tsv", ["label", "text_a"], rows), "train")
+    assert one.about(train) == [said]
+
+
+def test_of_many_classes_the_most_frequent_are_told() -> None:
+    said = describe_classes([*range(1, 101), 0])
+    assert said.startswith("101 classes: 99 1.98 %, 98 1.96 %, ")
+    assert said.endswith(" %, 90 1.8 % …; never in the training set: 100")
 
 
 @pytest.mark.parametrize("pooling", ["first", "last", "mean", "max"])

@@ -181,9 +181,10 @@ def test_starts_from_pretrained_weights_and_what_lies_beside_them(
     torch.testing.assert_close(weights[name], source.state_dict()[name], atol=1e-8, rtol=0)
     assert json.loads((tmp_path / "model.bin.json").read_text(encoding="utf-8"))["pooling"] == "last"
     told = capsys.readouterr().out
-    assert "left at random: output_layer_1.weight" in told and "ignored: " in told
+    assert "left at random: 4: output_layer_1 (2), output_layer_2 (2)" in told and "ignored: " in told
     for changes, said in (
         ({"hidden_size": 32, "emb_size": 32}, "`hidden_size` is 32, but the weights"),
+        ({"heads_num": 4}, "leave --heads_num out"),
         ({"do_lower_case": "false"}, "--do_lower_case False is not what the tokenizer beside"),
         ({"tokenizer": "char"}, "--tokenizer char is not what the tokenizer beside"),
     ):
@@ -246,7 +247,7 @@ def test_weights_that_were_not_fine_tuned_predict_nothing(
 @pytest.mark.parametrize(("changes", "said"), [
     ({"seq_length": 33}, r"`seq_length` \(33\) must not exceed `max_seq_length` \(32\)"),
     ({"embedding": "pos", "use_adv": True}, "does not have"),
-    ({"vocab_path": None}, "vocab_path"),
+    ({"vocab_path": None}, r"vocab_path(.|\n)*--pretrained_model_path"),
     ({"epochs_nun": 3}, "did you mean 'epochs_num'"),
 ])  # fmt: skip
 def test_wrong_options_are_refused(
@@ -255,6 +256,39 @@ def test_wrong_options_are_refused(
     with pytest.raises(ConfigError, match=said):
         finetune("classifier", arguments(**changes))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_never_replaces_an_input(arguments: Arguments, toy: Path, tmp_path: Path) -> None:
+    rows = (toy / "train.tsv").read_bytes()
+    (tmp_path / "rows.tsv").write_bytes(rows)
+    (tmp_path / "link.tsv").symlink_to("rows.tsv")
+    same = tmp_path / "directory" / ".." / "rows.tsv"
+    (tmp_path / "directory").mkdir()
+    for option in ("train_path", "dev_path", "test_path", "pretrained_model_path"):
+        with pytest.raises(UserError, match=f"is what --{option} names too"):
+            finetune("classifier", arguments(**{option: tmp_path / "rows.tsv", "output_model_path": same}))
+    options = ["--load_model_path", str(toy / "vocab.txt"), "--test_path", str(tmp_path / "link.tsv")]
+    with pytest.raises(UserError, match=r"--prediction_path .* is what --test_path names too"):
+        infer("classifier", [*options, "--prediction_path", str(same)])
+    assert (tmp_path / "rows.tsv").read_bytes() == rows and len(list(tmp_path.iterdir())) == 3
+
+
+def test_paths_that_cannot_be_read_are_named_with_their_option(
+    arguments: Arguments, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for option in ("train_path", "dev_path", "test_path"):
+        with pytest.raises(DataError, match=rf"^--{option} .*nope\.tsv: No such file"):
+            finetune("classifier", arguments(**{option: tmp_path / "nope.tsv"}))
+    with pytest.raises(DataError, match=r"^--train_path .*: a directory"):
+        finetune("classifier", arguments(train_path=tmp_path))
+    with pytest.raises(WeightsError, match=r"^--pretrained_model_path nope\.bin: no such file or directory"):
+        finetune("classifier", arguments(pretrained_model_path="nope.bin", vocab_path=None))
+    options = ["--load_model_path=nope.bin", f"--test_path={toy / 'dev.tsv'}", "--prediction_path=p"]
+    with pytest.raises(WeightsError, match=r"^--load_model_path nope\.bin: no such file or directory"):
+        infer("classifier", options)
+    monkeypatch.setattr("os.access", lambda path, mode: False)  # root may read everything
+    with pytest.raises(DataError, match=r"^--train_path .*: not readable by you"):
+        finetune("classifier", arguments())
 
 
 def test_wrong_data_is_refused_before_training(arguments: Arguments, toy: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,13 @@ from typing import Any
 
 import pytest
 from texts import CHINESE, ENGLISH
+from tqdm import tqdm
 
 from tencentpretrain.config import Options, TokenizerConfig
+from tencentpretrain.data import corpora
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.tokenizers import build_tokenizer
+from tencentpretrain.tokenizers import build_vocab as module
 from tencentpretrain.tokenizers.build_vocab import BuildVocabConfig, build_vocab
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -41,6 +45,8 @@ def test_counting_as_published(tmp_path: Path) -> None:
     assert report == f"{tmp_path / 'char.txt'}: 17 tokens."
     tokens, _ = make(tmp_path, corpus, "space.txt", delimiter="space", min_count=2)
     assert tokens == [*SPECIAL, "b", "a"]
+    tokens, report = make(tmp_path, corpus, "large.txt", delimiter="char", vocab_size=8000)
+    assert report.endswith(": 17 tokens, fewer than --vocab_size 8,000: this corpus gives no more.")
     tokens, _ = make(tmp_path, corpus, "small.txt", delimiter="char", vocab_size=7)
     assert tokens == [*SPECIAL, " ", "a"]
     tokens, _ = make(tmp_path, corpus, "tabs.txt", delimiter="space")
@@ -111,7 +117,7 @@ def test_unigram(corpus: Path, tmp_path: Path) -> None:
         )
     )
     tokenizer = build_tokenizer(TokenizerConfig(spm_model_path=str(tmp_path / "spm.model")))
-    assert report.endswith(f" {tokenizer.vocab_size} tokens.")
+    assert f": {tokenizer.vocab_size} tokens" in report
     assert 150 < tokenizer.vocab_size <= 200
     assert tokenizer.tokens[:5] == SPECIAL
     assert [tokenizer.require(role) for role in ("pad", "unk", "cls", "sep", "mask")] == [0, 1, 2, 3, 4]
@@ -139,9 +145,34 @@ def test_same_in_every_run(kind: str, corpus: Path, tmp_path: Path, monkeypatch:
             "--workers_num",
             number,
         ]
-        subprocess.run([*command, *what], check=True, capture_output=True)
+        done = subprocess.run([*command, *what], check=True, capture_output=True)
+        assert not done.stderr  # no progress bar where there is no terminal
         outputs.append([file.read_bytes() for file in sorted(path.parent.iterdir())])
     assert outputs[0] == outputs[1]
+
+
+def test_progress_is_of_work_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("a b\n" * 5000)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    shown, count = [], module.spaced_words
+
+    def observed(texts: list[str]) -> module.Words:
+        (bar,) = tqdm._instances
+        shown.append(bar.n)
+        return count(texts)
+
+    monkeypatch.setattr(module, "spaced_words", observed)
+    monkeypatch.setattr(module, "blocks", lambda file: corpora.blocks(file, 5000))
+    make(tmp_path, corpus, "vocab.txt", delimiter="space")
+    assert shown == [0, 5000, 10_000, 15_000]
+    assert "build_vocab: 100%" in sys.stderr.getvalue()
+    make(tmp_path, corpus, "vocab.txt", type="bpe")
+    assert sys.stderr.getvalue().count("build_vocab: 100%") == 2
 
 
 def test_workers_share_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

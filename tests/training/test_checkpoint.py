@@ -1,9 +1,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 from tencentpretrain.errors import ConfigError, UserError
-from tencentpretrain.files import read_json, write_json
+from tencentpretrain.files import read_json
 from tencentpretrain.training.checkpoint import MARKER, Checkpoints
 
 Make = Callable[..., Checkpoints]
@@ -21,8 +24,8 @@ Make = Callable[..., Checkpoints]
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     def checkpoints(name: str = "model.bin", keep: int = 2, **options: Any) -> Checkpoints:
-        describe = lambda path: write_json(path.with_name(path.name + ".json"), {})  # noqa: E731
-        made = Checkpoints(tmp_path / name, {"batch_size": 4} | options, describe, keep)
+        made = Checkpoints(tmp_path / name, {"batch_size": 4} | options, lambda path: {}, keep)
+        made.recover()
         made.prepare()
         return made
 
@@ -168,10 +171,29 @@ def test_leftovers_of_killed_runs_go(make: Make, tmp_path: Path) -> None:
     gone = "4194999"  # no process has this number
     shutil.copytree(states / "5", states / f".10.{gone}.tmp")
     (tmp_path / f".model.bin-10.{gone}.tmp").write_bytes(b"half")
-    (tmp_path / ".model.bin-other").write_bytes(b"not ours")
+    (tmp_path / f".model.bin-10.json.{gone}.tmp").write_bytes(b"half")
+    others = {f".model.bin{end}" for end in ("-other", f"_large-10.{gone}.tmp", f"-10-10.{gone}.tmp")}
+    for name in others:
+        (tmp_path / name).write_bytes(b"not ours")
     make()
     assert names(states) == ["5"]
-    assert not (tmp_path / f".model.bin-10.{gone}.tmp").exists() and (tmp_path / ".model.bin-other").exists()
+    assert {name for name in names(tmp_path) if name.startswith(".")} == others
+
+
+def test_what_is_incomplete_is_told_once_and_by_find_only(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    save(make(), 5, 10)
+    (tmp_path / "model.bin.states/10" / MARKER).unlink()
+    checkpoints = make()
+    checkpoints.find("auto")
+    assert [message for message in caplog.messages if "passed over" in message] == [
+        f"resume: {tmp_path / 'model.bin.states/10'} is incomplete and is passed over"
+    ]
+    caplog.clear()
+    save(checkpoints, 15)
+    assert not caplog.messages
 
 
 def test_killed_between_state_and_weights(make: Make, tmp_path: Path) -> None:
@@ -191,9 +213,21 @@ def test_a_place_that_cannot_be_written_is_known_at_once(tmp_path: Path) -> None
     (tmp_path / "directory").mkdir()
     with pytest.raises(UserError, match="is a directory; give the name of a file"):
         Checkpoints(tmp_path / "directory", {}, lambda path: None).prepare()
+    assert names(tmp_path) == ["directory", "file"]
 
 
 def test_the_marker_lists_every_file(make: Make, tmp_path: Path) -> None:
     save(make(), 5)
     state = tmp_path / "model.bin.states/5"
     assert sorted([*read_json(state / MARKER)["files"], MARKER]) == names(state)
+
+
+def test_a_second_run_to_the_same_place_is_refused(make: Make, tmp_path: Path) -> None:
+    make()
+    code = (
+        "import sys; from pathlib import Path; from tencentpretrain.training.checkpoint import Checkpoints\n"
+        "Checkpoints(Path(sys.argv[1]), {}, lambda path: {}).prepare()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "model.bin")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert "another run is writing to --output_model_path" in result.stderr

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -68,8 +70,38 @@ def test_metrics_of_a_continued_run(tmp_path: Path) -> None:
     report.close()
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == [100, 200, 300]
+
+
+def test_another_run_moves_the_metrics_aside(tmp_path: Path) -> None:
+    for loss in (1.0, 2.0, 3.0):
+        report = Report(tmp_path, 1000)
+        report.training(RECORD | {"loss": loss}, 1)
+        report.close()
     Report(tmp_path, 1000).close()
-    assert (tmp_path / "metrics.jsonl").read_text() == ""  # another run
+    Report(tmp_path, 1000).close()  # nothing to move
+    files = {path.name: json.loads(path.read_text() or "{}") for path in tmp_path.glob("*.jsonl")}
+    losses = {name: record.get("loss") for name, record in files.items()}
+    assert losses == {"metrics-1.jsonl": 1, "metrics-2.jsonl": 2, "metrics-3.jsonl": 3, "metrics.jsonl": None}
+
+
+def test_a_rank_that_does_not_report_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = Report(None, 1000)
+    report.training(RECORD, 1)
+    report.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_nobody_reads_the_output_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        start_logging(RunConfig(log_path=str(tmp_path / "run.log")))
+        for word in ("one", "two"):
+            logging.getLogger("tencentpretrain").info(word)
+        closed.flush()  # as at the end of the program
+    assert (tmp_path / "run.log").read_text().count("\n") == 2
 
 
 def test_tensorboard_events(tmp_path: Path) -> None:

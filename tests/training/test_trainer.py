@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ import torch
 from tencentpretrain.batch import labels_of, positions_of
 from tencentpretrain.data.loader import LoadedBatch
 from tencentpretrain.errors import ConfigError, DataError, Terminated, UserError, WeightsError
+from tencentpretrain.layers.transformer import TransformerLayer
+from tencentpretrain.registry import TARGETS
+from tencentpretrain.targets.output import Part
+from tencentpretrain.training.engine import SingleEngine
 from tencentpretrain.training.trainer import Trainer
 
 Run = Callable[..., Trainer]
@@ -34,6 +39,22 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def assert_same_state(one: Any, other: Any) -> None:
+    """Containers of tensors and numbers, equal to the last bit."""
+    assert type(one) is type(other)
+    if isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        assert_same_state(list(one.values()), [other[key] for key in one])
+    elif isinstance(one, list | tuple):
+        assert len(one) == len(other)
+        for left, right in zip(one, other, strict=True):
+            assert_same_state(left, right)
+    else:
+        assert one == other
+
+
 def records_of(output: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(f"{output}.logs/metrics.jsonl").read_text().splitlines()]
 
@@ -45,7 +66,7 @@ def reported(output: Path) -> list[dict[str, Any]]:
 
 
 def test_it_learns_and_reports(run: Run, tmp_path: Path, workplace: Path) -> None:
-    run(
+    trainer = run(
         total_steps=60,
         report_steps=20,
         learning_rate=1e-2,
@@ -66,6 +87,8 @@ def test_it_learns_and_reports(run: Run, tmp_path: Path, workplace: Path) -> Non
     assert validation[1]["eval_loss"] - math.log(validation[1]["eval_perplexity"]) == pytest.approx(
         0.69, abs=0.2
     )
+    marker = json.loads((tmp_path / "model.bin.states/60/COMPLETE").read_text())
+    assert marker["options"]["precision"] == trainer.engine.precision != "auto"
     logs = tmp_path / "model.bin.logs"
     assert (logs / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert list(logs.glob("events.out.tfevents.*"))
@@ -114,7 +137,7 @@ def test_resume_equals_the_uninterrupted_run(
     first, second = (
         torch.load(tmp_path / f"{name}.bin.states/14/training.pt") for name in ("whole", "parts")
     )
-    assert str(first) == str(second)
+    assert_same_state(first, second)
 
 
 def test_a_killed_run_reports_no_step_twice(
@@ -203,25 +226,32 @@ def test_save_refuses_what_is_not_finite(run: Run, tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "model.bin.states").iterdir()] == ["4"]
 
 
-def run_with_infinite_gradient_at(run: Run, step: int) -> None:
+def run_with_infinite_gradient_at(run: Run, *steps: int, **options: Any) -> Trainer:
     backward = Trainer._update
 
     def poisoned(trainer: Trainer, batches: Any) -> None:
-        if trainer.step == step:
+        if trainer.step in steps:
             weight = next(iter(trainer.engine.model.parameters()))
             weight.grad = torch.full_like(weight, math.inf)
         backward(trainer, batches)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_update", poisoned)
-        run(
-            save_checkpoint_steps=2,
-            report_steps=100,
-            total_steps=6,
-            keep_checkpoints=1,
-            stop=None,
-            eval_steps=3,
-        )
+        short = {"save_checkpoint_steps": 2, "report_steps": 100, "total_steps": 6, "keep_checkpoints": 1}
+        return run(**short | options)
+
+
+def test_fp16_leaves_out_what_overflows(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tencentpretrain.training.engine.choose_precision", lambda *_: ("fp16", "for tests"))
+    trainer = run_with_infinite_gradient_at(run, 1, 2, 3, report_steps=2)
+    assert trainer.step == 6 and all(weight.isfinite().all() for weight in trainer.engine.model.parameters())
+    assert [record["grad_norm"] > 0 for record in records_of(tmp_path / "model.bin")] == [True, False, True]
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1 and "no update in the 2 steps up to step 4" in warnings[0]
+    parts = torch.load(tmp_path / "model.bin.states/6/training.pt")
+    assert parts["scaler"]["scale"] == 65536 / 2**3
 
 
 def test_deep_init_scales_what_layers_add(run: Run, tmp_path: Path) -> None:
@@ -233,10 +263,21 @@ def test_deep_init_scales_what_layers_add(run: Run, tmp_path: Path) -> None:
         torch.testing.assert_close(after[name], before[name] / (2 if ends else 1))  # √(2 · 2 layers)
 
 
-def test_activation_checkpointing_changes_nothing_but_memory(run: Run, tmp_path: Path) -> None:
-    run("plain.bin", total_steps=3)
-    run("recomputed.bin", total_steps=3, activation_checkpointing=True)
+def test_activation_checkpointing_changes_nothing_but_memory(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = {"plain.bin": 0, "recomputed.bin": 0}
+    forward = TransformerLayer.forward
+    for name in computed:
+
+        def counted(*arguments: Any, name: str = name) -> torch.Tensor:
+            computed[name] += 1
+            return forward(*arguments)
+
+        monkeypatch.setattr(TransformerLayer, "forward", counted)
+        run(name, total_steps=3, activation_checkpointing=name == "recomputed.bin")
     assert_same_weights(tmp_path / "plain.bin", tmp_path / "recomputed.bin")
+    assert computed == {"plain.bin": 3 * 2, "recomputed.bin": 3 * 2 * 2}  # steps, layers, once more
 
 
 def test_continue_from_weights_without_repeating_options(run: Run, tmp_path: Path, workplace: Path) -> None:
@@ -281,6 +322,12 @@ def test_what_does_not_fit_together_is_refused_before_anything_is_written(run: R
         run(max_seq_length=16)
     with pytest.raises(ConfigError, match="fp16 needs a GPU"):
         run(precision="fp16")
+    with pytest.raises(DataError, match=str(tmp_path)):
+        run(eval_dataset_path=tmp_path)
+    with pytest.raises(UserError, match="not a complete training state"):
+        run(resume=tmp_path)
+    with pytest.raises(WeightsError):
+        run(pretrained_model_path=tmp_path / "none.bin")
     assert not list(tmp_path.glob("model.bin*"))
 
 
@@ -293,9 +340,89 @@ def test_loaded_batches_are_what_the_trainer_takes_them_for(run: Run) -> None:
 @pytest.mark.slow
 def test_compiled_layers_compute_the_same(run: Run, tmp_path: Path) -> None:
     options = {"dropout": 0, "total_steps": 4, "report_steps": 1}
+    counters = torch._dynamo.utils.counters["stats"]
+    counters.clear()
     run("plain.bin", **options)
+    assert not counters["unique_graphs"]
     run("compiled.bin", compile=True, **options)
+    assert counters["unique_graphs"] and counters["calls_captured"] > 20  # the layers, not a remnant
     for one, other in zip(
         records_of(tmp_path / "plain.bin"), records_of(tmp_path / "compiled.bin"), strict=True
     ):
         assert other["loss"] == pytest.approx(one["loss"], rel=1e-4)
+
+
+class LengthTarget(torch.nn.Module):
+    """The number of tokens, from the first state: has no labels in the batch."""
+
+    reads = ("segment_ids",)
+
+    def __init__(self, config: Any, sizes: Any) -> None:
+        super().__init__()
+        self.output_layer = torch.nn.Linear(config.hidden_size, 1)
+
+    def forward(self, hidden: torch.Tensor, batch: dict[str, torch.Tensor]) -> Part:
+        lengths = (batch["segment_ids"] > 0).sum(1).float().log()
+        errors = (self.output_layer(hidden[:, 0]).squeeze(1).float() - lengths) ** 2
+        return Part(errors.sum(), torch.tensor(len(errors)), {})
+
+
+@pytest.fixture
+def length_target() -> Iterator[None]:
+    TARGETS.register("length")(LengthTarget)
+    yield
+    del TARGETS._entries["length"]
+
+
+@pytest.mark.usefixtures("length_target")
+def test_a_target_without_labels(run: Run, tmp_path: Path, workplace: Path) -> None:
+    """It trains and validates; its loss is the mean over rows, with accumulated batches as with big ones."""
+    config = json.loads((workplace / "config.json").read_text())
+    config |= {"target": ["mlm", "length"], "target_weights": {"length": 0.5}, "dropout": 0}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    options = {
+        "config_path": tmp_path / "config.json", "total_steps": 2, "report_steps": 1,
+        "eval_dataset_path": workplace / "dev",
+    }  # fmt: skip
+    run("big.bin", batch_size=8, **options)
+    run("small.bin", batch_size=2, accumulation_steps=4, **options)
+    big, small = (records_of(tmp_path / f"{name}.bin") for name in ("big", "small"))
+    for one, other in zip(big, small, strict=True):
+        for key in one.keys() & {"loss", "loss_mlm", "loss_length", "grad_norm", "eval_loss"}:
+            assert one[key] == pytest.approx(other[key], rel=1e-4)
+        if "loss" in one:
+            assert one["loss"] == pytest.approx(one["loss_mlm"] + 0.5 * one["loss_length"], rel=1e-9)
+
+
+def test_several_ranks_report_what_one_would_and_one_of_them_writes(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if two ranks saw the same batches."""
+    options = {"total_steps": 2, "report_steps": 1, "learning_rate": 0, "dropout": 0}
+    run("one.bin", **options)
+
+    def doubled(engine: SingleEngine, values: Mapping[str, float]) -> dict[str, float]:
+        return {name: 2 * value for name, value in values.items()}
+
+    monkeypatch.setattr(SingleEngine, "reduce", doubled)
+    run("two.bin", **options)
+    for one, two in zip(records_of(tmp_path / "one.bin"), records_of(tmp_path / "two.bin"), strict=True):
+        for key in ("loss", "loss_mlm", "acc_sp"):
+            assert one[key] == two[key]
+        assert two["tokens"] == 2 * one["tokens"]
+    monkeypatch.setattr(SingleEngine, "rank", 1)
+    monkeypatch.setattr(SingleEngine, "world_size", 2)
+    log = logging.getLogger("tencentpretrain")
+    level = log.level
+    try:
+        run("second.bin", **options)
+        assert log.level == logging.ERROR
+    finally:
+        log.setLevel(level)
+    assert not list(tmp_path.glob("second.bin*"))
+
+
+def test_all_ranks_stop_when_one_is_asked_to(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SingleEngine, "agree", lambda engine, value: int(signal.SIGTERM))
+    with pytest.raises(Terminated):
+        run()

@@ -31,13 +31,14 @@ class Processor:
         tokenizer: the tokenizer the store was made with.
 
     Raises:
-        DataError: the dataset is empty, or is laid out for other processors.
+        DataError: the dataset is empty, or is laid out for other processors; a special token is missing.
     """
 
     name: ClassVar[str]
     layout: ClassVar[str]  # what preprocess.py makes of a corpus for this processor
     readable: ClassVar[tuple[str, ...]]  # the layouts it can build examples from
     provides: ClassVar[tuple[str, ...]]  # the batch fields it fills
+    roles: ClassVar[tuple[str, ...]] = ()  # the special tokens it puts into rows
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         if store.documents_num == 0:
@@ -49,6 +50,8 @@ class Processor:
                 f"{store.path}: the dataset has the layout '{store.layout}', data processor '{self.name}' "
                 f"needs '{self.layout}'; make it with preprocess.py --data_processor {self.name}."
             )
+        for role in self.roles:
+            tokenizer.require(role)
         # Some vocabularies have no [PAD]; segment 0 says what is padding, so any id will do.
         self.pad_id = tokenizer.pad_id or 0
         self.store = store

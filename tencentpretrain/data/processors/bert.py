@@ -52,6 +52,7 @@ class BertProcessor(Processor):
     layout = "sentences"
     readable = ("sentences", "documents")  # of a store of documents every sentence is alone; see below
     provides = ("input_ids", "segment_ids", "mlm_labels", "sp_labels")
+    roles = ("cls", "sep", "mask")
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)

@@ -15,6 +15,7 @@ class ClsProcessor(Processor):
     layout = "labelled"
     readable = ("labelled",)
     provides = ("input_ids", "segment_ids", "cls_labels")
+    roles = ("cls", "sep")
 
     def plan(self, epoch: int) -> Ints:
         return np.arange(self.store.documents_num)

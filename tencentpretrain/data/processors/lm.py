@@ -29,6 +29,7 @@ class LmProcessor(Processor):
     layout = "documents"
     readable = ("documents", "sentences", "labelled")
     provides = ("input_ids", "segment_ids", "lm_labels")
+    roles = ("cls", "sep")
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)

@@ -27,6 +27,7 @@ class MlmProcessor(Processor):
     layout = "documents"
     readable = ("documents", "sentences", "labelled")
     provides = ("input_ids", "segment_ids", "mlm_labels")
+    roles = ("cls", "sep", "mask")
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)

@@ -178,7 +178,7 @@ def test_a_name_belongs_to_one_type_wherever_it_is_declared() -> None:
 @given(
     heads=st.integers(1, 8),
     size=st.integers(1, 16),
-    mask=st.sampled_from(["fully_visible", "causal", "causal_with_prefix"]),
+    mask=st.sampled_from(["causal", "causal_with_prefix"]),
     target=st.lists(st.sampled_from(["mlm", "sp", "lm"]), min_size=1, unique=True),
     dropout=st.floats(0, 1),
 )
@@ -197,3 +197,37 @@ def test_a_configuration_survives_being_written_and_read(
 def test_nothing_can_write_to_a_configuration() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         ModelConfig().hidden_size = 3  # type: ignore[misc]
+
+
+def test_a_wrong_value_is_not_followed_by_complaints_about_a_value_nobody_gave() -> None:
+    with pytest.raises(ConfigError) as error:
+        parse("--hidden_size", "abc", "--heads_num", "7").build(*PRETRAIN)
+    assert len(error.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "text", ['{"layers_num": 1e999}', '{"a": ' + "[" * 100_000, '{"layers_num": ' + "9" * 5000 + "}"]
+)
+def test_monstrous_json_is_an_error_of_the_user(tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError):
+        load_config(write(tmp_path / "c.json", text))
+
+
+def test_plugins_of_a_file_may_be_one_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.json", {"plugins": "no_such_plugin"})
+    with pytest.raises(ConfigError, match="'no_such_plugin'"):
+        load_config(path)
+
+
+def test_the_published_name_of_an_option_means_the_same() -> None:
+    (config,) = parse("--deepspeed_checkpoint_activations").build(PretrainConfig)
+    assert config.activation_checkpointing
+
+
+def test_what_lies_beside_weights_is_a_configuration(tmp_path: Path) -> None:
+    beside = as_json(ModelConfig()) | {
+        "tokenizer": "bert", "tokenizer_path": "m.bin.tokenizer", "tokenizer_fingerprint": "0",
+        "vocab_size": 9, "special_tokens": {"pad": "[PAD]"}, "labels": ["0", "1"], "labels_num": 2,
+        "plugins": [],
+    }  # fmt: skip
+    assert load_config(write(tmp_path / "m.bin.json", beside)) == ModelConfig()
