@@ -108,6 +108,16 @@ def fields_read(config: ModelConfig) -> Iterator[tuple[str, str]]:
                 yield field, title
 
 
+def length_problems(config: ModelConfig, seq_length: int) -> list[str]:
+    """What is wrong with inputs of that many tokens; empty: nothing."""
+    if "pos" not in config.embedding or seq_length <= config.max_seq_length:
+        return []
+    return [
+        f"`seq_length` ({seq_length}) must not exceed `max_seq_length` ({config.max_seq_length}), "
+        "the number of position embeddings."
+    ]
+
+
 def check_provided(config: ModelConfig, provides: Iterable[str], processor: str) -> None:
     """Refuse a model that reads what the data does not have, before any data is touched.
 

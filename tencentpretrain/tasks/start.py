@@ -13,7 +13,7 @@ from tencentpretrain.config.load import Options
 from tencentpretrain.description import check_against_description, read_description
 from tencentpretrain.errors import ConfigError, DataError, UserError, WeightsError
 from tencentpretrain.files import check_not_input, complete_file
-from tencentpretrain.model import fields_read, initialise
+from tencentpretrain.model import fields_read, initialise, length_problems
 from tencentpretrain.registry import load_plugins
 from tencentpretrain.state_dict import neighbours
 from tencentpretrain.tasks.base import Task, TaskModel
@@ -156,11 +156,7 @@ def check_model(config: ModelConfig, task: type[Task], seq_length: int) -> None:
         for field, reader in fields_read(config)
         if not reader.startswith("target ") and field not in task.provides
     ]
-    if "pos" in config.embedding and seq_length > config.max_seq_length:
-        problems.append(
-            f"`seq_length` ({seq_length}) must not exceed `max_seq_length` ({config.max_seq_length}), "
-            "the number of position embeddings."
-        )
+    problems += length_problems(config, seq_length)
     if problems:
         raise ConfigError(problems)
 

@@ -31,7 +31,8 @@ from tencentpretrain.data.loader import LoadedBatch, Loader
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.description import check_against_description, make_description, read_description
 from tencentpretrain.errors import ConfigError, DataError
-from tencentpretrain.model import Model, build_model, check_provided
+from tencentpretrain.files import check_not_input
+from tencentpretrain.model import Model, build_model, check_provided, length_problems
 from tencentpretrain.registry import PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.training.checkpoint import Checkpoints, State
@@ -72,7 +73,8 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     """
     concerns = (ModelConfig, TokenizerConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig)
     options = Options("Pre-train a model on a token store.", *concerns, arguments=arguments)
-    pretrained = options.get("pretrained_model_path")
+    output, pretrained = options.get("output_model_path"), options.get("pretrained_model_path")
+    check_not_input(Path(output), "--output_model_path", {"pretrained_model_path": pretrained})
     description = read_description(pretrained) if pretrained else None
     if description is None or options.given("config_path"):
         options.add_json(options.get("config_path"), json_options())
@@ -89,11 +91,8 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         check_against_description(model, description, pretrained, tokenizer=store.tokenizer)
     processor = PROCESSORS[data.data_processor]
     check_provided(model, processor.provides, data.data_processor)
-    if "pos" in model.embedding and data.seq_length > model.max_seq_length:
-        raise ConfigError(
-            f"`seq_length` ({data.seq_length}) must not exceed `max_seq_length` ({model.max_seq_length}), "
-            "the number of position embeddings."
-        )
+    if problems := length_problems(model, data.seq_length):
+        raise ConfigError(problems)
     labels_num = _labels_num(store, pretrain.labels_num)
     return Settings(model, data, optimization, run, pretrain, store, labels_num, options.notes)
 
