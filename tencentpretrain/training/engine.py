@@ -179,11 +179,6 @@ class SingleEngine:
         if training["scaler"]:
             self._scaler.load_state_dict(training["scaler"])
 
-    def synchronize(self) -> None:
-        """Wait until the device has done what it was given."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-
     def memory_gb(self) -> float:
         """Largest amount of memory used so far: the device's, or on a CPU the process's."""
         if self.device.type == "cuda":

@@ -135,7 +135,8 @@ def test_resume_equals_the_uninterrupted_run(
     assert_same_weights(tmp_path / "whole.bin", tmp_path / "parts.bin")
     assert reported(tmp_path / "whole.bin") == reported(tmp_path / "parts.bin")
     first, second = (
-        torch.load(tmp_path / f"{name}.bin.states/14/training.pt") for name in ("whole", "parts")
+        torch.load(tmp_path / f"{name}.bin.states/14/training.pt", weights_only=True)
+        for name in ("whole", "parts")
     )
     assert_same_state(first, second)
 
@@ -250,7 +251,7 @@ def test_fp16_leaves_out_what_overflows(
     assert [record["grad_norm"] > 0 for record in records_of(tmp_path / "model.bin")] == [True, False, True]
     warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     assert len(warnings) == 1 and "no update in the 2 steps up to step 4" in warnings[0]
-    parts = torch.load(tmp_path / "model.bin.states/6/training.pt")
+    parts = torch.load(tmp_path / "model.bin.states/6/training.pt", weights_only=True)
     assert parts["scaler"]["scale"] == 65536 / 2**3
 
 
