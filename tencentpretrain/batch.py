@@ -1,6 +1,6 @@
 """The vocabulary of the project: the names, shapes and meanings of everything that flows through a model.
 
-Letters: B rows, S sequence, N predicted positions of the whole batch. A plug-in may add its fields to FIELDS.
+Letters: B rows, S sequence, T target sequence, N predicted positions of the whole batch. A plug-in may add its fields to FIELDS.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Models of two streams take a batch {"stream_0": Batch, "stream_1": Batch}.
 Batch: TypeAlias = "dict[str, Tensor]"  # preprocess.py reads this file and needs no torch
 
 IGNORED = -100  # the label of a position where nothing is predicted
@@ -27,8 +28,14 @@ FIELDS: dict[str, Field] = {
         "B S", "int64", "0 padding, 1 first segment, 2 second; absent: one segment, no padding"
     ),
     "position_ids": Field("B S", "int64", "positions; absent: 0, 1, 2 … in every row"),
+    "decoder_input_ids": Field("B T", "int64", "what a decoder reads, padded on the right"),
+    "decoder_segment_ids": Field("B T", "int64", "0 padding, 1 text; absent: no padding"),
+    "decoder_position_ids": Field("B T", "int64", "positions; absent: 0, 1, 2 … in every row"),
     "mlm_labels": Field("B S", "int64", "the original token where one was hidden, else -100"),
-    "lm_labels": Field("B S", "int64", "the next token, -100 where nothing follows"),
+    "lm_labels": Field(
+        "B S", "int64", "the next token, -100 where nothing follows; [B T] where there is a decoder: its own"
+    ),
+    "bilm_labels": Field("B S 2", "int64", "the next and the previous token, -100 where there is none"),
     "mlm_positions": Field(
         "N", "int64", "flat positions in [B·S] of the labels that are not -100; saves a search"
     ),
@@ -37,6 +44,10 @@ FIELDS: dict[str, Field] = {
     "cls_labels": Field("B", "int64", "class of the row"),
     "soft_labels": Field("B C", "float32", "logits of a teacher, one per class"),
 }
+
+
+# What a module reads, to what it is called on the decoder's side.
+DECODER_SIDE = {name: f"decoder_{name}" for name in ("input_ids", "segment_ids", "position_ids")}
 
 
 def labels_of(target: str) -> str:

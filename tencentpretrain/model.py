@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from tencentpretrain.batch import Batch
+from tencentpretrain.batch import DECODER_SIDE, Batch
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.embeddings import Embedding
 from tencentpretrain.errors import ConfigError, DataError
-from tencentpretrain.registry import EMBEDDINGS, ENCODERS, PROCESSORS, TARGETS
+from tencentpretrain.layers.cache import Cache
+from tencentpretrain.registry import DECODERS, EMBEDDINGS, ENCODERS, PROCESSORS, TARGETS
 from tencentpretrain.sizes import DataSizes
 from tencentpretrain.targets.output import TargetOutput
 
 INITIAL_STD = 0.02  # of every matrix (Devlin et al. 2019)
 
 
-class Model(nn.Module):
-    """A pre-training model.
+class Body(nn.Module):
+    """Embedding and encoder, and where there is a decoder its embedding and itself: a batch to hidden states.
 
     A module that has more to hand on than hidden states (an auxiliary loss, features before masking) writes
     it as a field of the batch, which is copied for each forward pass, and names it in its class's `writes`;
@@ -32,16 +33,59 @@ class Model(nn.Module):
         self.sizes = sizes
         self.embedding = Embedding(config.embedding, config, sizes)
         self.encoder = ENCODERS[config.encoder](config)
-        self.target = nn.ModuleDict({name: TARGETS[name](config, sizes) for name in config.target})
+        self.tgt_embedding: nn.Module | None = None
+        self.decoder: nn.Module | None = None
+        if config.decoder is not None:
+            self.tgt_embedding = Embedding(config.tgt_embedding, config, sizes.of_target)
+            self.decoder = DECODERS[config.decoder](config)
+            if config.share_embedding and sizes.of_target.vocab_size != sizes.vocab_size:
+                raise ConfigError(
+                    f"`share_embedding` needs one vocabulary, but the source has {sizes.vocab_size} tokens and "
+                    f"the target {sizes.tgt_vocab_size}."
+                )
 
-    def encode(self, batch: Batch) -> Tensor:
-        """Hidden states of the last layer: [B, S, D]."""
-        hidden: Tensor = self.encoder(self.embedding(batch), batch)
+    def encode(self, batch: Batch, outputs: int | None = None) -> Tensor:
+        """Hidden states of the last layer: [B, S, D], of a decoder [B, T, D].
+
+        With `outputs`, at least those of that many leading positions.
+        """
+        if self.decoder is None:
+            hidden: Tensor = self.encoder(self.embedding(batch), batch, outputs)
+            return hidden
+        return self.decode(self.encoder(self.embedding(batch), batch), batch)
+
+    def decode(self, memory: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
+        """The decoder's hidden states [B, T, D], from the encoder's [B, S, D]."""
+        assert self.decoder is not None and self.tgt_embedding is not None
+        hidden: Tensor = self.decoder(self.tgt_embedding(target_side(batch)), memory, batch, cache)
         return hidden
+
+    def tie_weights(self) -> None:
+        """Make shared parameters one; to be repeated after moving parameters."""
+        if self.tgt_embedding is not None and self.config.share_embedding:
+            _word(self.tgt_embedding).weight = _word(self.embedding).weight
+
+
+class Model(Body):
+    """A pre-training model: a body and its targets."""
+
+    def __init__(self, config: ModelConfig, sizes: DataSizes) -> None:
+        super().__init__(config, sizes)
+        if not config.target:
+            raise ConfigError("`target` names nothing; pre-training needs at least one.")
+        for name in config.target:
+            if getattr(TARGETS[name], "streams", 1) != (2 if config.is_dual else 1):
+                raise ConfigError(
+                    f"target '{name}' cannot follow encoder '{config.encoder}', which gives the states of "
+                    f"{'two sequences' if config.is_dual else 'one sequence'}."
+                )
+        self.target = nn.ModuleDict({name: TARGETS[name](config, sizes.of_target) for name in config.target})
 
     def forward(self, batch: Batch) -> TargetOutput:
         batch = dict(batch)
         hidden = self.encode(batch)
+        if self.decoder is not None:
+            batch = target_side(batch)
         for name, target in self.target.items():
             missing = [field for field in getattr(target, "reads", ()) if field not in batch]
             if missing:
@@ -53,12 +97,24 @@ class Model(nn.Module):
         return TargetOutput(parts, self.config.target_weights)
 
     def tie_weights(self) -> None:
-        """Make the targets' vocabulary layers the word embedding; to be repeated after moving parameters."""
-        word = self.embedding.get_submodule("word").get_submodule("embedding")
+        """Make shared parameters one, the targets' vocabulary layers the word embedding among them."""
+        super().tie_weights()
+        if not self.config.tie_weights or self.config.is_dual:  # a dual model ties its streams, as built
+            return
         for target in self.target.values():
             layer = getattr(target, "vocabulary_layer", None)
             if layer is not None:
-                layer.weight = word.weight
+                layer.weight = _word(self.tgt_embedding or self.embedding).weight
+
+
+def _word(embedding: nn.Module) -> nn.Module:
+    return embedding.get_submodule("word").get_submodule("embedding")
+
+
+def target_side(batch: Batch) -> Batch:
+    """The batch as the decoder's embeddings and the targets see it: the decoder's input is the input."""
+    source_only = {name: tensor for name, tensor in batch.items() if name not in DECODER_SIDE}
+    return source_only | {name: batch[other] for name, other in DECODER_SIDE.items() if other in batch}
 
 
 def initialise(model: nn.Module, std: float = INITIAL_STD) -> None:
@@ -70,42 +126,47 @@ def initialise(model: nn.Module, std: float = INITIAL_STD) -> None:
             nn.init.zeros_(parameter)
 
 
-def build_model(config: ModelConfig, vocab_size: int, labels_num: int | None = None) -> Model:
+def build_model(
+    config: ModelConfig, vocab_size: int, labels_num: int | None = None, tgt_vocab_size: int | None = None
+) -> Model:
     """A model with fresh weights, in training mode.
 
     Args:
         vocab_size: rows of the word embedding; the tokenizer knows it.
         labels_num: classes of the target cls, if there is one.
+        tgt_vocab_size: rows of the decoder's word embedding, if its vocabulary is another.
 
     Raises:
         ConfigError: a module cannot be built from this configuration.
     """
-    model = Model(config, DataSizes(vocab_size, labels_num))
-    if config.tie_weights:
-        model.tie_weights()
+    model = Model(config, DataSizes(vocab_size, labels_num, tgt_vocab_size))
+    model.tie_weights()
     initialise(model)
     return model
 
 
-def modules_of(config: ModelConfig) -> Iterator[tuple[str, type[Any]]]:
-    """The classes that a configuration names, with what to call them."""
-    for kind, registry, names in (
-        ("embedding", EMBEDDINGS, config.embedding),
-        ("encoder", ENCODERS, (config.encoder,)),
-        ("target", TARGETS, config.target),
+def modules_of(config: ModelConfig) -> Iterator[tuple[str, type[Any], Mapping[str, str]]]:
+    """The classes that a configuration names, with what to call them and what their fields are called there."""
+    decoder = () if config.decoder is None else (config.decoder,)
+    for kind, registry, names, renamed in (
+        ("embedding", EMBEDDINGS, config.embedding, {}),
+        ("encoder", ENCODERS, (config.encoder,), {}),
+        ("tgt_embedding", EMBEDDINGS, config.tgt_embedding if decoder else (), DECODER_SIDE),
+        ("decoder", DECODERS, decoder, {}),
+        ("target", TARGETS, config.target, DECODER_SIDE if decoder else {}),
     ):
         for name in names:
-            yield f"{kind} '{name}'", registry[name]
+            yield f"{kind} '{name}'", registry[name], renamed
 
 
 def fields_read(config: ModelConfig) -> Iterator[tuple[str, str]]:
     """Every batch field that a configured module reads and none of them writes, with that module."""
     modules = list(modules_of(config))
-    written = {field for _, module in modules for field in getattr(module, "writes", ())}
-    for title, module in modules:
+    written = {field for _, module, _ in modules for field in getattr(module, "writes", ())}
+    for title, module, renamed in modules:
         for field in getattr(module, "reads", ()):
             if field not in written:
-                yield field, title
+                yield renamed.get(field, field), title
 
 
 def length_problems(config: ModelConfig, seq_length: int) -> list[str]:

@@ -48,6 +48,7 @@ class Registry(Generic[T]):
 
 EMBEDDINGS: Registry[type[Any]] = Registry("embedding", "tencentpretrain.embeddings")
 ENCODERS: Registry[type[Any]] = Registry("encoder", "tencentpretrain.encoders")
+DECODERS: Registry[type[Any]] = Registry("decoder", "tencentpretrain.decoders")
 TARGETS: Registry[type[Any]] = Registry("target", "tencentpretrain.targets")
 PROCESSORS: Registry[type[Any]] = Registry("data processor", "tencentpretrain.data.processors")
 TOKENIZERS: Registry[type[Any]] = Registry("tokenizer", "tencentpretrain.tokenizers")

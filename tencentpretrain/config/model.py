@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
+from typing import Any
 
-from tencentpretrain.config.options import names_in, option
-from tencentpretrain.errors import ConfigError
-from tencentpretrain.registry import EMBEDDINGS, ENCODERS, TARGETS
+from tencentpretrain.config.options import names_in, option, options_of
+from tencentpretrain.errors import ConfigError, did_you_mean
+from tencentpretrain.registry import DECODERS, EMBEDDINGS, ENCODERS, TARGETS
 
 LAYERS = "tencentpretrain.layers"
 
@@ -20,6 +22,12 @@ class ModelConfig:
         ("word",), "Embeddings that are added up.", choices=lambda: EMBEDDINGS
     )
     encoder: str = option("transformer", "Encoder.", choices=lambda: ENCODERS)
+    tgt_embedding: tuple[str, ...] = option(
+        ("word",), "Embeddings of the decoder's input, where there is a decoder.", choices=lambda: EMBEDDINGS
+    )
+    decoder: str | None = option(
+        None, "Decoder, which attends to the encoder's states; default: none.", choices=lambda: DECODERS
+    )
     target: tuple[str, ...] = option(("mlm",), "Pre-training targets.", choices=lambda: TARGETS)
     target_weights: dict[str, float] = option(
         {}, "Weight of each target in the loss, as mlm=1.0 sp=0.5; targets not named weigh 1."
@@ -36,7 +44,13 @@ class ModelConfig:
     attention_head_size: int | None = option(
         None, "Width of one attention head; without it hidden_size / heads_num.", minimum=1
     )
+    local_kv_heads_num: int | None = option(
+        None, "Heads of keys and values, shared by groups of heads; default: heads_num.", minimum=1
+    )
     layers_num: int = option(12, "Encoder layers.", minimum=1)
+    decoder_layers_num: int | None = option(
+        None, "Decoder layers, where there is a decoder; default: layers_num.", minimum=1
+    )
     max_seq_length: int = option(512, "Longest sequence the position embeddings cover, in tokens.", minimum=1)
     dropout: float = option(0.1, "Dropout probability of hidden states and attention.", minimum=0, maximum=1)
     mask: str = option(
@@ -58,6 +72,55 @@ class ModelConfig:
     remove_attention_scale: bool = option(
         False, "Do not divide attention scores by the root of the head size."
     )
+    has_qkv_bias: bool = option(
+        False, "Biases in the projections to queries, keys and values where other biases are removed (Qwen2)."
+    )
+    has_qk_norm: bool = option(False, "Queries and keys of each head are normalised (Qwen3).")
+    has_residual_attention: bool = option(
+        False, "Each layer's attention scores are added to the next one's (RealFormer)."
+    )
+    sliding_window: int | None = option(
+        None, "How many positions back a position attends to, itself included; default: all.", minimum=1
+    )
+    relative_position_embedding: bool = option(
+        False, "Attention scores get a learned bias by bucketed distance (T5)."
+    )
+    relative_attention_buckets_num: int = option(32, "Buckets of distances of that bias.", minimum=2)
+    relative_attention_max_distance: int = option(
+        128, "Distance, in tokens, from which on all are in the last bucket.", minimum=2
+    )
+    rotary_position_embedding: bool = option(
+        False, "Queries and keys are rotated by their position (RoFormer; LLaMA)."
+    )
+    rope_theta: float = option(10000.0, "Base of the rotation's wavelengths.", minimum=1)
+    rope_scaling: dict[str, Any] = option(
+        {},
+        "Stretching of the rotation to longer texts: an object with rope_type (linear, dynamic, yarn, llama3), "
+        "factor and what else the type needs, named as in Transformers.",
+    )
+    alibi_position_embedding: bool = option(
+        False, "Attention scores fall linearly with distance, with a slope per head (ALiBi; BLOOM)."
+    )
+    layer_number_scale: bool = option(
+        False, "Accepted in published configurations: a rescaling for fp16 that cancels out; scores are exact."
+    )
+    sinusoidal_variant: str = option(
+        "auto",
+        "Sinusoidal positions: interleaved sines and cosines (auto for text), concatenated (auto for speech), or "
+        "as Marian and Pegasus have them in Transformers.",
+        choices=("auto", "interleaved", "concatenated", "marian"),
+    )
+    bidirectional: bool = option(False, "Recurrent encoders read in both directions, each with half the width.")
+    kernel_size: int = option(4, "Positions a convolution of the encoder gatedcnn covers.", minimum=1)
+    block_size: int = option(2, "Layers of a residual block of the encoder gatedcnn.", minimum=1)
+    stream_0: dict[str, Any] = option(
+        {}, "What differs in the first stream of embedding and encoder 'dual': an object of model options."
+    )
+    stream_1: dict[str, Any] = option({}, "The same for the second stream.")
+    remove_stream_layernorm: bool = option(
+        False, "No second layer normalisation after the embeddings of a stream of 'dual'."
+    )
+    share_embedding: bool = option(False, "Encoder and decoder share their word embedding.")
     parameter_sharing: bool = option(False, "All encoder layers share their parameters (ALBERT).")
     factorized_embedding_parameterization: bool = option(
         False, "Embeddings of width emb_size are projected to hidden_size (ALBERT)."
@@ -66,6 +129,18 @@ class ModelConfig:
         False, "The vocabulary layer of the target shares the word embedding's weights."
     )
     has_lmtarget_bias: bool = option(False, "The vocabulary layer of the lm target has a bias.")
+    scale_tied_output: bool = option(
+        False, "States are divided by the root of hidden_size before the vocabulary layer of lm (T5)."
+    )
+    label_smoothing: float = option(
+        0.0, "Probability that the lm target spreads evenly over the other tokens.", minimum=0, maximum=1
+    )
+    ignore_index: bool = option(
+        False, "Accepted in published configurations: padding never counts in a loss here."
+    )
+    prefix_lm_loss: bool = option(
+        False, "The lm target counts the second segment only (with mask causal_with_prefix)."
+    )
     pooling: str = option(
         "first", "How a sequence becomes one vector.", choices=("mean", "max", "first", "last")
     )
@@ -79,36 +154,90 @@ class ModelConfig:
     def head_size(self) -> int:
         return self.attention_head_size or self.hidden_size // self.heads_num
 
+    @property
+    def kv_heads_num(self) -> int:
+        return self.local_kv_heads_num or self.heads_num
+
+    @property
+    def decoder_depth(self) -> int:
+        return self.decoder_layers_num or self.layers_num
+
+    @property
+    def is_dual(self) -> bool:
+        return self.encoder == "dual"
+
+    @functools.cached_property
+    def streams(self) -> tuple[ModelConfig, ModelConfig]:
+        """Configurations of the two streams of a dual model: what the stream says, over what is said outside.
+
+        Raises:
+            ConfigError: with every problem of both, each with its path.
+        """
+        built, problems = [], []
+        for name in ("stream_0", "stream_1"):
+            try:
+                built.append(self._stream(name))
+            except ConfigError as error:
+                problems += [f"{name}: {problem}" for problem in error.problems]
+        if problems:
+            raise ConfigError(problems)
+        return built[0], built[1]
+
+    def _stream(self, name: str) -> ModelConfig:
+        values, problems = {"stream_0": {}, "stream_1": {}, "target_weights": {}, "target": ()}, []
+        known = options_of(ModelConfig)
+        for key, value in getattr(self, name).items():
+            if key in ("vocab_size", *values):  # the tokenizer knows it; streams have neither streams nor targets
+                continue
+            if key not in known:
+                problems.append(f"{key}: not an option of the model{did_you_mean(key, known)}.")
+                continue
+            try:
+                values[key] = known[key].decode(value)
+            except ValueError as error:
+                problems.append(f"{key}: {error}.")
+        if problems:
+            raise ConfigError(problems)
+        if values.get("encoder", "dual") == "dual":
+            raise ConfigError("`encoder` must name the stream's own encoder, which cannot be dual.")
+        return dataclasses.replace(self, **values)
+
     def _problems(self) -> Iterator[str]:
-        if self.attention_head_size is None and self.hidden_size % self.heads_num:
+        if self.is_dual != (self.embedding == ("dual",)):
             yield (
-                f"`heads_num` must divide `hidden_size` ({self.hidden_size}), "
-                f"but is {self.heads_num} instead."
+                "embedding 'dual' and encoder 'dual' need each other, but `embedding` is "
+                f"{' '.join(self.embedding)} and `encoder` is {self.encoder}."
             )
-        if self.emb_size != self.hidden_size and not self.factorized_embedding_parameterization:
+            return
+        if self.is_dual:
+            yield from self._stream_problems()
+        elif self.stream_0 or self.stream_1:
+            yield "`stream_0` and `stream_1` are for encoder 'dual', but `encoder` is " + self.encoder + "."
+        if self.decoder is not None and self.is_dual:
+            yield f"decoder '{self.decoder}' reads one sequence of states, but encoder 'dual' gives two."
+        if self.emb_size != self.hidden_size and not (
+            self.factorized_embedding_parameterization or getattr(ENCODERS[self.encoder], "any_width", False)
+        ):
             yield (
                 f"`emb_size` ({self.emb_size}) must equal `hidden_size` ({self.hidden_size}) unless "
-                "`factorized_embedding_parameterization` is true."
+                "`factorized_embedding_parameterization` is true or the encoder is recurrent or convolutional."
             )
-        if "word" not in self.embedding and self.tie_weights:
+        words = self.embedding if self.decoder is None else self.tgt_embedding
+        if self.tie_weights and not self.is_dual and "word" not in words:
             yield (
-                "`tie_weights` needs the embedding 'word', but `embedding` is "
-                + " ".join(self.embedding)
-                + "."
+                f"`tie_weights` needs the embedding 'word', but "
+                f"`{'embedding' if self.decoder is None else 'tgt_embedding'}` is {' '.join(words)}."
             )
-        if "lm" in self.target and self.encoder == "transformer" and self.mask == "fully_visible":
-            yield (
-                "target 'lm' needs `mask` causal or causal_with_prefix; with fully_visible every position "
-                "sees the token it is to predict."
-            )
-        if "lm" in self.target and self.tie_weights and self.emb_size != self.hidden_size:
-            yield (
-                f"`tie_weights` with target 'lm' needs `emb_size` ({self.emb_size}) equal to `hidden_size` "
-                f"({self.hidden_size})."
-            )
-        for kind in ("embedding", "target"):
+        if self.share_embedding and self.decoder is not None:
+            for name in ("embedding", "tgt_embedding"):
+                if "word" not in getattr(self, name):
+                    yield (
+                        f"`share_embedding` needs the embedding 'word', but `{name}` is "
+                        f"{' '.join(getattr(self, name))}."
+                    )
+        for kind in ("embedding", "target", "tgt_embedding"):
             names = getattr(self, kind)
-            if not names:
+            if not names and kind != "target":
                 yield f"`{kind}` names nothing; expected at least one."
             if len(set(names)) < len(names):
                 yield f"`{kind}` names a module twice: {' '.join(names)}."
@@ -117,3 +246,23 @@ class ModelConfig:
                 yield f"`target_weights` names '{name}', but `target` is {' '.join(self.target)}."
             if not 0 <= weight < float("inf"):
                 yield f"`target_weights`: the weight of '{name}' must be 0 or more, but is {weight} instead."
+        for module in self.modules():
+            yield from module.problems(self) if hasattr(module, "problems") else ()
+
+    def modules(self) -> Iterator[type[Any]]:
+        """The registered classes that the configuration names; a class may have `problems(config)`."""
+        yield from (EMBEDDINGS[name] for name in self.embedding)
+        yield ENCODERS[self.encoder]
+        if self.decoder is not None:
+            yield from (EMBEDDINGS[name] for name in self.tgt_embedding)
+            yield DECODERS[self.decoder]
+        yield from (TARGETS[name] for name in self.target)
+
+    def _stream_problems(self) -> Iterator[str]:
+        try:
+            one, other = self.streams
+        except ConfigError as error:
+            yield from error.problems
+            return
+        if self.tie_weights and one != other:
+            yield "`tie_weights` makes the streams one, but `stream_0` and `stream_1` differ."

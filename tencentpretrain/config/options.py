@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import types
 import typing
 from collections.abc import Callable, Iterable
@@ -58,7 +59,7 @@ class Option:
     """An option as declared, and the rules that turn JSON or command-line text into its value."""
 
     name: str
-    kind: Any  # int, float, bool, str, or dict (name=number pairs)
+    kind: Any  # int, float, bool, str, dict (name=number pairs) or object (a JSON object)
     many: bool  # a tuple of `kind`
     optional: bool  # None is a value
     default: Any  # dataclasses.MISSING: required
@@ -85,6 +86,7 @@ class Option:
             bool: "true or false",
             str: "text",
             dict: "name=number pairs",
+            object: "an object ({…})",
         }[self.kind]
         low, high = self.metadata["minimum"], self.metadata["maximum"]
         if low is not None and high is not None:
@@ -103,6 +105,8 @@ class Option:
             return None
         if self.kind is dict:
             return self._decode_pairs(value)
+        if self.kind is object:
+            return self._decode_object(value)
         if not self.many:
             return self._decode_one(value)
         return tuple(
@@ -147,6 +151,18 @@ class Option:
             raise ValueError(f"expected {self.expected}, but is {value!r} instead") from None
 
 
+    def _decode_object(self, value: Any) -> dict[str, Any]:
+        given = value
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                value = None
+        if not isinstance(value, dict):
+            raise ValueError(f"expected {self.expected}, but is {given!r} instead")
+        return value
+
+
 def options_of(concern: type[Any]) -> dict[str, Option]:
     """The options a dataclass declares, in order."""
     hints = typing.get_type_hints(concern)
@@ -158,7 +174,8 @@ def options_of(concern: type[Any]) -> dict[str, Option]:
             optional = True
         if typing.get_origin(kind) is tuple:
             kind, many = typing.get_args(kind)[0], True
-        kind = typing.get_origin(kind) or kind
+        if typing.get_origin(kind) is dict:
+            kind = object if typing.get_args(kind)[1] is Any else dict
         make = field.default_factory
         default = field.default if make is dataclasses.MISSING else make()
         found[field.name] = Option(field.name, kind, many, optional, default, dict(field.metadata))

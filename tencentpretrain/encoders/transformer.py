@@ -1,31 +1,33 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
+from tencentpretrain.layers.cache import Cache
 from tencentpretrain.layers.masks import MASKS
-from tencentpretrain.layers.norm import make_norm
+from tencentpretrain.layers.position import RelativePositionEmbedding
+from tencentpretrain.layers.stack import TransformerStack, positions, stack_problems
 from tencentpretrain.layers.transformer import TransformerLayer
 from tencentpretrain.registry import ENCODERS
 
 
 @ENCODERS.register("transformer")
-class TransformerEncoder(nn.Module):
+class TransformerEncoder(TransformerStack):
     """A stack of transformer layers: [B, S, emb_size] to [B, S, D].
 
     `parameter_sharing` repeats one layer, `factorized_embedding_parameterization` projects the embeddings
-    first (both ALBERT, Lan et al. 2020, §3.1); "pre" normalisation adds one norm at the end.
+    first (both ALBERT, Lan et al. 2020, §3.1).
     """
 
     reads = ("segment_ids",)
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.mask = MASKS[config.mask]
         self.layers_num = config.layers_num
-        self.activation_checkpointing = False
         self.linear: nn.Linear | None = None
         if config.factorized_embedding_parameterization:
             self.linear = nn.Linear(config.emb_size, config.hidden_size)
@@ -34,19 +36,39 @@ class TransformerEncoder(nn.Module):
             self.transformer = TransformerLayer(config)
         else:
             self.transformer = nn.ModuleList(TransformerLayer(config) for _ in range(config.layers_num))
-        self.layer_norm = make_norm(config) if config.layernorm_positioning == "pre" else None
+        self.relative_pos_emb: RelativePositionEmbedding | None = None
+        if config.relative_position_embedding:
+            self.relative_pos_emb = RelativePositionEmbedding(config, config.mask == "fully_visible")
+            for layer in self._layers():  # published files name it in every layer too
+                layer.relative_pos_emb = self.relative_pos_emb
 
-    def forward(self, hidden: Tensor, batch: Batch, outputs: int | None = None) -> Tensor:
+    def _layers(self) -> list[nn.Module]:
+        one = self.transformer
+        return list(one) if isinstance(one, nn.ModuleList) else [one] * self.layers_num
+
+    @staticmethod
+    def problems(config: ModelConfig) -> Iterator[str]:
+        yield from stack_problems(config)
+
+    @staticmethod
+    def is_causal(config: ModelConfig) -> bool:
+        """Whether a position's state is blind to what follows it, at least after a prefix."""
+        return config.mask != "fully_visible"
+
+    def forward(
+        self, hidden: Tensor, batch: Batch, outputs: int | None = None, cache: Cache | None = None
+    ) -> Tensor:
         """With `outputs`, that many leading positions of the last layer are computed: [B, outputs, D]."""
-        mask = self.mask(batch.get("segment_ids"))
+        at = positions(hidden, batch.get("segment_ids"), cache)
         if self.linear is not None:
             hidden = self.linear(hidden)
-        one = self.transformer
-        layers = list(one) if isinstance(one, nn.ModuleList) else [one] * self.layers_num
-        for number, layer in enumerate(layers, start=1):
-            needed = outputs if number == self.layers_num else None
-            if self.activation_checkpointing and self.training:
-                hidden = checkpoint(layer, hidden, mask, needed, use_reentrant=False)
-            else:
-                hidden = layer(hidden, mask, needed)
-        return hidden if self.layer_norm is None else self.layer_norm(hidden)
+        return self.run(
+            self._layers(),
+            hidden,
+            self.mask(at),
+            at,
+            self.relative_pos_emb,
+            batch.get("position_ids"),
+            outputs,
+            cache=cache,
+        )

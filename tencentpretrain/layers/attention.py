@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tencentpretrain.config import ModelConfig
+from tencentpretrain.layers.cache import KeysValues
 from tencentpretrain.layers.dropout import dropout
-from tencentpretrain.layers.masks import AttentionMask
+from tencentpretrain.layers.masks import AttentionMask, past
+from tencentpretrain.layers.norm import NORMS
+from tencentpretrain.layers.position import Rotation
+
+KeepKeysValues = Callable[[Callable[[], KeysValues]], KeysValues]
 
 
 class MultiHeadedAttention(nn.Module):
-    """Scaled dot-product attention (Vaswani et al. 2017, §3.2).
+    """Scaled dot-product attention (Vaswani et al. 2017, §3.2), with heads that may share keys and values
+    (Ainslie et al. 2023).
 
-    `hidden` [B, T, D] asks, `memory` [B, S, D] answers: [B, T, D].
+    `hidden` [B, T, D] asks, `memory` [B, S, D] answers: [B, T, D], and the mask for the next layer.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -23,38 +31,92 @@ class MultiHeadedAttention(nn.Module):
         self.dropout = config.dropout
         self.scale = 1.0 if config.remove_attention_scale else None  # None: 1 / sqrt(head_size)
         inner, bias = config.heads_num * config.head_size, not config.remove_transformer_bias
-        self.linear_layers = nn.ModuleList(nn.Linear(config.hidden_size, inner, bias=bias) for _ in range(3))
-        self.final_linear = nn.Linear(inner, config.hidden_size, bias=bias)
-
-    def forward(self, hidden: Tensor, memory: Tensor, mask: AttentionMask) -> Tensor:
-        # The number of heads follows from the tensor, so that a layer split over devices needs no change.
-        query, key, value = (
-            layer(states).unflatten(-1, (-1, self.head_size)).transpose(1, 2)
-            for layer, states in zip(self.linear_layers, (hidden, memory, memory), strict=True)
+        widths = (inner, *2 * (config.kv_heads_num * config.head_size,))
+        self.linear_layers = nn.ModuleList(
+            nn.Linear(config.hidden_size, width, bias=bias or config.has_qkv_bias) for width in widths
         )
-        dropping = self.training and self.dropout > 0
-        if dropping and hidden.device.type == "cpu" and not torch.compiler.is_compiling():
-            context = self._with_dropout(query, key, value, mask)
-        else:
-            context = F.scaled_dot_product_attention(
-                query,
-                key,
-                value,
-                attn_mask=mask.allowed,
-                dropout_p=self.dropout if dropping else 0.0,
-                is_causal=mask.causal,
-                scale=self.scale,
+        self.final_linear = nn.Linear(inner, config.hidden_size, bias=bias)
+        self.query_norm: nn.Module | None = None
+        self.key_norm: nn.Module | None = None
+        if config.has_qk_norm:
+            self.query_norm, self.key_norm = (
+                NORMS[config.layernorm](config.head_size, config.layernorm_eps) for _ in range(2)
             )
-        output: Tensor = self.final_linear(context.transpose(1, 2).flatten(-2))
-        return output
 
-    def _with_dropout(self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask) -> Tensor:
-        """The same attention written out: with dropout torch does so too on the CPU, at twice the time."""
+    def forward(
+        self,
+        hidden: Tensor,
+        memory: Tensor,
+        mask: AttentionMask,
+        rotation: Rotation | None = None,
+        cache: KeepKeysValues | None = None,
+    ) -> tuple[Tensor, AttentionMask]:
+        """With `rotation`, hidden must be the leading positions of memory."""
+
+        def keys_values() -> KeysValues:
+            key, value = self._heads(1, memory), self._heads(2, memory)
+            key = key if self.key_norm is None else self.key_norm(key)
+            return key if rotation is None else rotation.apply(key), value
+
+        query = self._heads(0, hidden)
+        query = query if self.query_norm is None else self.query_norm(query)
+        if rotation is not None:
+            query = rotation.first(query.shape[2]).apply(query)
+        key, value = keys_values() if cache is None else cache(keys_values)
+        context, mask = self._attend(query, key, value, mask)
+        output: Tensor = self.final_linear(context.transpose(1, 2).flatten(-2))
+        return output, mask
+
+    def _heads(self, layer: int, states: Tensor) -> Tensor:
+        """[B, S, D] to [B, H, S, K]; the number of heads follows from the tensor, so that a layer split over
+        devices needs no change."""
+        projected: Tensor = self.linear_layers[layer](states)
+        return projected.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask
+    ) -> tuple[Tensor, AttentionMask]:
+        dropping = self.training and self.dropout > 0
+        if dropping and query.device.type == "cpu" and not torch.compiler.is_compiling():
+            # With dropout torch writes it out too on the CPU, at twice the time.
+            return self._weighted(self._scores(query, key, mask), value), mask
+        matrix = mask.allowed if mask.bias is None else mask.bias.to(query.dtype)
+        context = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=matrix,
+            dropout_p=self.dropout if dropping else 0.0,
+            is_causal=mask.causal,
+            scale=self.scale,
+            enable_gqa=key.shape[1] != query.shape[1],
+        )
+        return context, mask
+
+    def _scores(self, query: Tensor, key: Tensor, mask: AttentionMask) -> Tensor:
+        """[B, H, T, S], -inf where attention is not allowed."""
         scale = self.head_size**-0.5 if self.scale is None else self.scale
-        scores = (query * scale) @ key.transpose(-1, -2)
-        allowed = mask.allowed
-        if mask.causal:
-            allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
-        if allowed is not None:
-            scores = scores.masked_fill_(~allowed, -torch.inf)
-        return dropout(scores.softmax(-1), self.dropout, training=True) @ value
+        scores = (query * scale) @ _for_each_head(key, query).transpose(-1, -2)
+        if mask.bias is not None:
+            return scores + mask.bias
+        allowed = past(scores.shape[-2], scores.shape[-1], scores.device) if mask.causal else mask.allowed
+        return scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)
+
+    def _weighted(self, scores: Tensor, value: Tensor) -> Tensor:
+        weights = dropout(scores.softmax(-1), self.dropout, self.training)
+        return weights @ _for_each_head(value, scores)
+
+
+def _for_each_head(shared: Tensor, query: Tensor) -> Tensor:
+    groups = query.shape[1] // shared.shape[1]
+    return shared if groups == 1 else shared.repeat_interleave(groups, dim=1)
+
+
+class ResidualAttention(MultiHeadedAttention):
+    """Attention whose scores are added to the next layer's (RealFormer, He et al. 2021, §3)."""
+
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask
+    ) -> tuple[Tensor, AttentionMask]:
+        scores = self._scores(query, key, mask)
+        return self._weighted(scores, value), AttentionMask(bias=scores)

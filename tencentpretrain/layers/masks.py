@@ -9,48 +9,105 @@ from torch import Tensor
 
 
 class AttentionMask(NamedTuple):
-    """Visibility of keys to queries.
+    """Visibility of keys to queries, and what is added to the scores.
 
     Attributes:
         causal: a query sees its own position and those before it.
-        allowed: bool, broadcastable to [B, H, S, S], True where attention is allowed; None: everywhere.
-            At most one of the two is set.
+        allowed: bool, broadcastable to [B, H, T, S], True where attention is allowed; None: everywhere.
+        bias: float, broadcastable to [B, H, T, S], added to the scores, -inf where attention is not allowed.
+            At most one of the three is set.
     """
 
     causal: bool = False
     allowed: Tensor | None = None
+    bias: Tensor | None = None
 
     def for_queries(self, number: int | None) -> AttentionMask:
         """The same for that many leading queries; None: all. A causal mask begins with them anyway."""
-        if number is None or self.allowed is None or self.allowed.shape[-2] == 1:
+        if number is None or self.causal:
             return self
-        return AttentionMask(allowed=self.allowed[..., :number, :])
+        return AttentionMask(False, *(_rows(matrix, number) for matrix in (self.allowed, self.bias)))
+
+    def with_bias(self, bias: Tensor) -> AttentionMask:
+        """The same with numbers [1 or B, H, T, S] added to the scores."""
+        allowed = self.allowed
+        if self.causal:
+            allowed = past(bias.shape[-1], bias.shape[-1], bias.device)
+        return AttentionMask(bias=bias if allowed is None else torch.where(allowed, bias, -torch.inf))
+
+    def within(self, window: int | None, queries: int, keys: int, device: torch.device) -> AttentionMask:
+        """The same for `window` positions back at most, a query's own included."""
+        if window is None or window >= keys:
+            return self
+        near = past(queries, keys, device).triu(keys - queries - window + 1)
+        return AttentionMask(allowed=near if self.allowed is None else near & self.allowed)
 
 
-def fully_visible(segment_ids: Tensor | None) -> AttentionMask:
-    """Every query sees every key that is not padding. segment_ids: [B, S], 0 at padding."""
+def _rows(matrix: Tensor | None, number: int) -> Tensor | None:
+    return matrix if matrix is None or matrix.shape[-2] == 1 else matrix[..., :number, :]
+
+
+def past(queries: int, keys: int, device: torch.device) -> Tensor:
+    """[T, S]: the last T of S positions see themselves and what is before."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+
+
+def _padded(segment_ids: Tensor | None) -> bool:
+    """Whether there is padding, or may be.
+
+    Without a mask attention takes a faster kernel. Asking costs nothing on the CPU, but would stall a GPU and
+    break a compiled graph.
+    """
     if segment_ids is None:
+        return False
+    return segment_ids.device.type != "cpu" or torch.compiler.is_compiling() or not bool(segment_ids.all())
+
+
+class Positions(NamedTuple):
+    """The positions that ask and answer in one forward pass.
+
+    Attributes:
+        segment_ids: [B, S], 0 at padding; None: no padding.
+        queries: how many ask: the last T of the S.
+        keys: S.
+        generating: earlier keys may be in a cache, and padding on the left; else it is on the right, where no
+            real query looks in a causal model.
+    """
+
+    segment_ids: Tensor | None
+    queries: int
+    keys: int
+    device: torch.device
+    generating: bool = False
+
+
+def fully_visible(at: Positions) -> AttentionMask:
+    """Every query sees every key that is not padding."""
+    if at.segment_ids is None or not _padded(at.segment_ids):
         return AttentionMask()
-    real = segment_ids > 0
-    # Without a mask attention takes a faster kernel. Asking costs nothing on the CPU, but would stall a GPU
-    # and break a compiled graph.
-    if real.device.type == "cpu" and not torch.compiler.is_compiling() and bool(real.all()):
-        return AttentionMask()
-    return AttentionMask(allowed=real[:, None, None, :])
+    return AttentionMask(allowed=(at.segment_ids > 0)[:, None, None, :])
 
 
-def causal(segment_ids: Tensor | None) -> AttentionMask:
-    """Every query sees the keys up to its own; padding is on the right, where no real query looks."""
-    return AttentionMask(causal=True)
+def causal(at: Positions) -> AttentionMask:
+    """Every query sees the keys up to its own."""
+    if not at.generating:
+        return AttentionMask(causal=True)
+    seen = past(at.queries, at.keys, at.device)
+    if at.segment_ids is None or not _padded(at.segment_ids):
+        return AttentionMask(allowed=None if at.queries == 1 else seen)
+    itself = seen & ~past(at.queries, at.keys, at.device).tril(at.keys - at.queries - 1)
+    # Padding sees itself: a softmax over nothing is NaN, and that would spread.
+    return AttentionMask(allowed=(seen & (at.segment_ids > 0)[:, None] | itself)[:, None])
 
 
-def causal_with_prefix(segment_ids: Tensor | None) -> AttentionMask:
+def causal_with_prefix(at: Positions) -> AttentionMask:
     """The first segment sees itself whole, the rest sees it and its past (UniLM, Dong et al. 2019, §2.2)."""
-    if segment_ids is None:
+    if at.segment_ids is None:
         return AttentionMask()
-    length = segment_ids.shape[1]
-    past = torch.ones(length, length, dtype=torch.bool, device=segment_ids.device).tril()
-    return AttentionMask(allowed=(past | (segment_ids == 1)[:, None, :])[:, None])
+    seen = causal(at).allowed
+    if seen is None:
+        seen = past(at.queries, at.keys, at.device)
+    return AttentionMask(allowed=seen | (at.segment_ids == 1)[:, None, None, :])
 
 
 MASKS = {"fully_visible": fully_visible, "causal": causal, "causal_with_prefix": causal_with_prefix}

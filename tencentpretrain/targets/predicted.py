@@ -23,9 +23,11 @@ def predicted(hidden: Tensor, batch: Batch, target: str) -> tuple[Tensor, Tensor
     return flat.index_select(0, positions), labels.index_select(0, positions)
 
 
-def vocabulary_part(name: str, hidden: Tensor, layer: nn.Linear, labels: Tensor) -> Part:
+def vocabulary_part(
+    name: str, hidden: Tensor, layer: nn.Linear, labels: Tensor, smoothing: float = 0.0
+) -> Part:
     """Loss and accuracy of a linear layer over the vocabulary. hidden: [N, D]; labels: [N]."""
-    loss_sum, correct = vocabulary_loss(hidden, layer.weight, layer.bias, labels)
+    loss_sum, correct = vocabulary_loss(hidden, layer.weight, layer.bias, labels, smoothing)
     count = (labels != IGNORED).sum()
     return Part(loss_sum, count, {f"acc_{name}": (correct, count)})
 

@@ -10,12 +10,11 @@ from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.embeddings import Embedding
-from tencentpretrain.registry import ENCODERS
+from tencentpretrain.model import Body
 from tencentpretrain.sizes import DataSizes
 from tencentpretrain.targets.output import TargetOutput
 from tencentpretrain.tasks.examples import Examples
@@ -50,19 +49,12 @@ class TaskOutput(TargetOutput):
     outputs: Outputs
 
 
-class TaskModel(nn.Module, ABC):
-    """Embedding and encoder; a task's model adds its head under published names."""
+class TaskModel(Body, ABC):
+    """A body; a task's model adds its head under published names."""
 
     def __init__(self, config: ModelConfig, vocab_size: int) -> None:
-        super().__init__()
-        self.vocab_size = vocab_size
-        self.embedding = Embedding(config.embedding, config, DataSizes(vocab_size))
-        self.encoder = ENCODERS[config.encoder](config)
-
-    def encode(self, batch: Batch, outputs: int | None = None) -> Tensor:
-        """Hidden states of the last layer, [B, S, D], or at least of the `outputs` leading positions."""
-        hidden: Tensor = self.encoder(self.embedding(batch), batch, outputs)
-        return hidden
+        super().__init__(config, DataSizes(vocab_size))
+        self.tie_weights()
 
     @abstractmethod
     def forward(self, batch: Batch) -> TaskOutput:

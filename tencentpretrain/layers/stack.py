@@ -1,0 +1,90 @@
+"""A stack of transformer layers: what encoder and decoder share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.layers.cache import Cache
+from tencentpretrain.layers.masks import AttentionMask, Positions
+from tencentpretrain.layers.norm import make_norm
+from tencentpretrain.layers.position import RelativePositionEmbedding, Rotary, alibi_bias, rope_problems
+from tencentpretrain.layers.transformer import TransformerLayer
+
+
+class TransformerStack(nn.Module):
+    """Runs layers over hidden states, with the positions that attention itself knows.
+
+    "pre" normalisation adds one norm at the end.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation_checkpointing = False
+        self.window = config.sliding_window
+        self.alibi_heads = config.heads_num if config.alibi_position_embedding else None
+        self.rotary = Rotary(config) if config.rotary_position_embedding else None
+        self.layer_norm = make_norm(config) if config.layernorm_positioning == "pre" else None
+
+    def run(
+        self,
+        layers: Sequence[nn.Module],
+        hidden: Tensor,
+        mask: AttentionMask,
+        at: Positions,
+        relative: RelativePositionEmbedding | None,
+        position_ids: Tensor | None,
+        outputs: int | None = None,
+        memory: tuple[Tensor, AttentionMask] | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """[B, T, D] to [B, T, D], or to [B, outputs, D]: that many leading positions of the last layer."""
+        mask = mask.within(self.window, at.queries, at.keys, at.device)
+        if relative is not None:
+            mask = mask.with_bias(relative(at.queries, at.keys))
+        if self.alibi_heads is not None:
+            mask = mask.with_bias(alibi_bias(self.alibi_heads, at.keys, at.device))
+        rotation = None
+        if self.rotary is not None:
+            rotation = self.rotary(at.queries, position_ids, at.keys - at.queries, at.device)
+        for number, layer in enumerate(layers):
+            needed = outputs if number == len(layers) - 1 else None
+            if self.activation_checkpointing and self.training:
+                hidden, mask = checkpoint(layer, hidden, mask, rotation, needed, memory, use_reentrant=False)
+            else:
+                kept = None if cache is None else cache.layers[number]
+                hidden, mask = layer(hidden, mask, rotation, needed, memory, kept)
+        return hidden if self.layer_norm is None else self.layer_norm(hidden)
+
+
+def positions(
+    hidden: Tensor, segment_ids: Tensor | None, cache: Cache | None
+) -> Positions:
+    """The positions of hidden states [B, T, D] among all that attention may see."""
+    if cache is None:
+        return Positions(segment_ids, hidden.shape[1], hidden.shape[1], hidden.device)
+    keys = cache.length + hidden.shape[1]
+    return Positions(cache.segment_ids, hidden.shape[1], keys, hidden.device, generating=True)
+
+
+def stack_problems(config: ModelConfig) -> Iterator[str]:
+    """What is wrong with a transformer's options."""
+    if config.attention_head_size is None and config.hidden_size % config.heads_num:
+        yield (
+            f"`heads_num` must divide `hidden_size` ({config.hidden_size}), but is {config.heads_num} instead."
+        )
+    if config.heads_num % config.kv_heads_num:
+        yield (
+            f"`local_kv_heads_num` must divide `heads_num` ({config.heads_num}), but is "
+            f"{config.kv_heads_num} instead."
+        )
+    if config.rotary_position_embedding:
+        if config.head_size % 2:
+            yield f"`rotary_position_embedding` needs an even head size, but it is {config.head_size}."
+        yield from rope_problems(config)
+    elif config.rope_scaling:
+        yield "`rope_scaling` needs `rotary_position_embedding`."
