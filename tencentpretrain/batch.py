@@ -1,6 +1,7 @@
 """The vocabulary of the project: the names, shapes and meanings of everything that flows through a model.
 
-Letters: B rows, S sequence, T target sequence, N predicted positions of the whole batch. A plug-in may add its fields to FIELDS.
+Letters: B rows, S sequence, T target sequence, N predicted positions of the whole batch. A plug-in may add
+its fields to FIELDS.
 """
 
 from __future__ import annotations

@@ -40,8 +40,8 @@ class Body(nn.Module):
             self.decoder = DECODERS[config.decoder](config)
             if config.share_embedding and sizes.of_target.vocab_size != sizes.vocab_size:
                 raise ConfigError(
-                    f"`share_embedding` needs one vocabulary, but the source has {sizes.vocab_size} tokens and "
-                    f"the target {sizes.tgt_vocab_size}."
+                    f"`share_embedding` needs one vocabulary, but the source has {sizes.vocab_size} tokens "
+                    f"and the target {sizes.tgt_vocab_size}."
                 )
 
     def encode(self, batch: Batch, outputs: int | None = None) -> Tensor:
@@ -146,7 +146,7 @@ def build_model(
 
 
 def modules_of(config: ModelConfig) -> Iterator[tuple[str, type[Any], Mapping[str, str]]]:
-    """The classes that a configuration names, with what to call them and what their fields are called there."""
+    """The classes that a configuration names, what to call them, and what their fields are called there."""
     decoder = () if config.decoder is None else (config.decoder,)
     for kind, registry, names, renamed in (
         ("embedding", EMBEDDINGS, config.embedding, {}),

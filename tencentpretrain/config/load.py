@@ -181,7 +181,9 @@ def _path(origin: str, name: str) -> str:
 
 
 def _metavar(option: Option) -> str:
-    return {int: "N", float: "X", bool: "{true,false}", str: "TEXT", dict: "NAME=X", object: "JSON"}[option.kind]
+    return {int: "N", float: "X", bool: "{true,false}", str: "TEXT", dict: "NAME=X", object: "JSON"}[
+        option.kind
+    ]
 
 
 def _help(option: Option) -> str:

@@ -95,22 +95,25 @@ class ModelConfig:
     rope_theta: float = option(10000.0, "Base of the rotation's wavelengths.", minimum=1)
     rope_scaling: dict[str, Any] = option(
         {},
-        "Stretching of the rotation to longer texts: an object with rope_type (linear, dynamic, yarn, llama3), "
-        "factor and what else the type needs, named as in Transformers.",
+        "Stretching of the rotation to longer texts: an object with rope_type (linear, dynamic, yarn, "
+        "llama3), factor and what else the type needs, named as in Transformers.",
     )
     alibi_position_embedding: bool = option(
         False, "Attention scores fall linearly with distance, with a slope per head (ALiBi; BLOOM)."
     )
     layer_number_scale: bool = option(
-        False, "Accepted in published configurations: a rescaling for fp16 that cancels out; scores are exact."
+        False,
+        "Accepted in published configurations: a rescaling for fp16 that cancels out; scores are exact.",
     )
     sinusoidal_variant: str = option(
         "auto",
-        "Sinusoidal positions: interleaved sines and cosines (auto for text), concatenated (auto for speech), or "
-        "as Marian and Pegasus have them in Transformers.",
+        "Sinusoidal positions: interleaved sines and cosines (auto for text), concatenated (auto for "
+        "speech), or as Marian and Pegasus have them in Transformers.",
         choices=("auto", "interleaved", "concatenated", "marian"),
     )
-    bidirectional: bool = option(False, "Recurrent encoders read in both directions, each with half the width.")
+    bidirectional: bool = option(
+        False, "Recurrent encoders read in both directions, each with half the width."
+    )
     kernel_size: int = option(4, "Positions a convolution of the encoder gatedcnn covers.", minimum=1)
     block_size: int = option(2, "Layers of a residual block of the encoder gatedcnn.", minimum=1)
     stream_0: dict[str, Any] = option(
@@ -184,10 +187,11 @@ class ModelConfig:
         return built[0], built[1]
 
     def _stream(self, name: str) -> ModelConfig:
-        values, problems = {"stream_0": {}, "stream_1": {}, "target_weights": {}, "target": ()}, []
+        values: dict[str, Any] = {"stream_0": {}, "stream_1": {}, "target_weights": {}, "target": ()}
+        problems = []
         known = options_of(ModelConfig)
         for key, value in getattr(self, name).items():
-            if key in ("vocab_size", *values):  # the tokenizer knows it; streams have neither streams nor targets
+            if key == "vocab_size":  # the tokenizer knows it
                 continue
             if key not in known:
                 problems.append(f"{key}: not an option of the model{did_you_mean(key, known)}.")
@@ -220,7 +224,7 @@ class ModelConfig:
         ):
             yield (
                 f"`emb_size` ({self.emb_size}) must equal `hidden_size` ({self.hidden_size}) unless "
-                "`factorized_embedding_parameterization` is true or the encoder is recurrent or convolutional."
+                "`factorized_embedding_parameterization` is true, or the encoder recurrent or convolutional."
             )
         words = self.embedding if self.decoder is None else self.tgt_embedding
         if self.tie_weights and not self.is_dual and "word" not in words:

@@ -150,7 +150,6 @@ class Option:
         except (AttributeError, TypeError, ValueError):
             raise ValueError(f"expected {self.expected}, but is {value!r} instead") from None
 
-
     def _decode_object(self, value: Any) -> dict[str, Any]:
         given = value
         if isinstance(value, str):

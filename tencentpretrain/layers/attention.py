@@ -71,7 +71,7 @@ class MultiHeadedAttention(nn.Module):
         """[B, S, D] to [B, H, S, K]; the number of heads follows from the tensor, so that a layer split over
         devices needs no change."""
         projected: Tensor = self.linear_layers[layer](states)
-        return projected.unflatten(-1, (-1, self.head_size)).transpose(1, 2)
+        return projected.view(*projected.shape[:2], -1, self.head_size).transpose(1, 2)
 
     def _attend(
         self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask

@@ -10,7 +10,7 @@ KeysValues = tuple[Tensor, Tensor]  # each [B, H, S, K]
 
 
 class GrowingCache:
-    """Of self-attention: every step adds its positions. Buffers double, so that a position is copied O(1) times."""
+    """Of self-attention: every step adds its positions. Buffers double, so each is copied O(1) times."""
 
     def __init__(self) -> None:
         self.length = 0

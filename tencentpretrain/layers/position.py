@@ -29,7 +29,9 @@ class RelativePositionEmbedding(nn.Module):
     def forward(self, queries: int, keys: int) -> Tensor:
         """[1, H, T, S], for the last T of S positions."""
         device = self.relative_attention_bias.weight.device
-        distance = torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
+        distance = (
+            torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
+        )
         biases: Tensor = self.relative_attention_bias(self._bucket(distance))
         return biases.permute(2, 0, 1).unsqueeze(0)
 
@@ -58,7 +60,7 @@ class Rotation(NamedTuple):
 
     def apply(self, states: Tensor) -> Tensor:
         """Rotate neighbouring pairs of [B, H, S, K]."""
-        one, other = states.float().unflatten(-1, (-1, 2)).unbind(-1)
+        one, other = states.float().view(*states.shape[:-1], -1, 2).unbind(-1)
         turned = (one * self.cos - other * self.sin, one * self.sin + other * self.cos)
         return torch.stack(turned, -1).flatten(-2).to(states.dtype)
 
@@ -115,7 +117,7 @@ def _dynamic(rotary: Rotary, length: int, device: torch.device) -> Scaled:
 
 
 def _yarn(rotary: Rotary, length: int, device: torch.device) -> Scaled:
-    """Slow pairs are slowed down, fast ones are not, with a ramp between (YaRN, Peng et al. 2023, §3.2–3.4)."""
+    """Slow pairs are slowed down, fast ones are not, with a ramp between (YaRN, Peng et al. 2023, §3)."""
     given, size = rotary.scaling, rotary.size
     factor = given["factor"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -13,7 +12,6 @@ from tencentpretrain.layers.cache import Cache
 from tencentpretrain.layers.masks import AttentionMask, Positions
 from tencentpretrain.layers.norm import make_norm
 from tencentpretrain.layers.position import RelativePositionEmbedding, Rotary, alibi_bias, rope_problems
-from tencentpretrain.layers.transformer import TransformerLayer
 
 
 class TransformerStack(nn.Module):
@@ -61,9 +59,7 @@ class TransformerStack(nn.Module):
         return hidden if self.layer_norm is None else self.layer_norm(hidden)
 
 
-def positions(
-    hidden: Tensor, segment_ids: Tensor | None, cache: Cache | None
-) -> Positions:
+def positions(hidden: Tensor, segment_ids: Tensor | None, cache: Cache | None) -> Positions:
     """The positions of hidden states [B, T, D] among all that attention may see."""
     if cache is None:
         return Positions(segment_ids, hidden.shape[1], hidden.shape[1], hidden.device)
@@ -75,7 +71,8 @@ def stack_problems(config: ModelConfig) -> Iterator[str]:
     """What is wrong with a transformer's options."""
     if config.attention_head_size is None and config.hidden_size % config.heads_num:
         yield (
-            f"`heads_num` must divide `hidden_size` ({config.hidden_size}), but is {config.heads_num} instead."
+            f"`heads_num` must divide `hidden_size` ({config.hidden_size}), but is {config.heads_num} "
+            "instead."
         )
     if config.heads_num % config.kv_heads_num:
         yield (

@@ -83,4 +83,8 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         scale = grad_outputs[0]
-        return *(None if grad is None else grad * scale.to(grad.dtype) for grad in ctx.saved_tensors), None, None
+        return (
+            *(None if grad is None else grad * scale.to(grad.dtype) for grad in ctx.saved_tensors),
+            None,
+            None,
+        )

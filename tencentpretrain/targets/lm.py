@@ -45,7 +45,7 @@ class LmTarget(nn.Module):
                 f"({config.hidden_size})."
             )
         if config.prefix_lm_loss and config.decoder is not None:
-            yield "`prefix_lm_loss` is for models without a decoder; a decoder's labels are the target's only."
+            yield "`prefix_lm_loss` is for models without a decoder; a decoder has no labels elsewhere."
 
     @property
     def vocabulary_layer(self) -> nn.Linear:

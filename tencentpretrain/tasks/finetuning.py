@@ -90,7 +90,7 @@ class Finetuning:
             task.tokenizer,
             task.labels,
             self.settings.plugins,
-            vocab_size=model.vocab_size,
+            vocab_size=model.sizes.vocab_size,
             further={"seq_length": self.config.seq_length},
         )
         publish_weights(model.state_dict(), path, description)
