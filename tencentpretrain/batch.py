@@ -32,6 +32,12 @@ FIELDS: dict[str, Field] = {
     "decoder_input_ids": Field("B T", "int64", "what a decoder reads, padded on the right"),
     "decoder_segment_ids": Field("B T", "int64", "0 padding, 1 text; absent: no padding"),
     "decoder_position_ids": Field("B T", "int64", "positions; absent: 0, 1, 2 … in every row"),
+    "document_ids": Field("B S", "int64", "packed rows: 0 padding, 1 the first document, 2 the second …"),
+    "document_starts": Field(
+        "N",
+        "int64",
+        "packed rows: flat positions in [B·S] where samples begin; fields of [B] are of [N] then",
+    ),
     "mlm_labels": Field("B S", "int64", "the original token where one was hidden, else -100"),
     "lm_labels": Field(
         "B S", "int64", "the next token, -100 where nothing follows; [B T] where there is a decoder: its own"
@@ -41,14 +47,26 @@ FIELDS: dict[str, Field] = {
         "N", "int64", "flat positions in [B·S] of the labels that are not -100; saves a search"
     ),
     "lm_positions": Field("N", "int64", "the same for lm_labels"),
-    "sp_labels": Field("B", "int64", "0: the second segment follows the first, 1: it does not"),
+    "bilm_positions": Field("N", "int64", "the same for bilm_labels, in [B·S·2]"),
+    "sp_labels": Field(
+        "B", "int64", "0: the second segment follows the first, 1: it does not, -100: there is none"
+    ),
     "cls_labels": Field("B", "int64", "class of the row"),
+    "pooled_positions": Field(
+        "B S", "int64", "1 where states are pooled into a vector; absent: all that is not padding"
+    ),
     "soft_labels": Field("B C", "float32", "logits of a teacher, one per class"),
 }
 
 
 # What a module reads, to what it is called on the decoder's side.
 DECODER_SIDE = {name: f"decoder_{name}" for name in ("input_ids", "segment_ids", "position_ids")}
+
+
+def second_segment_only(labels: Tensor, segment_ids: Tensor) -> Tensor:
+    """Labels [B, S] of next tokens, -100 where the next token is not of the second segment."""
+    second = segment_ids == 2
+    return labels.masked_fill(~(second | second.roll(-1, 1)), IGNORED)  # the last of the first segment counts
 
 
 def labels_of(target: str) -> str:

@@ -69,13 +69,21 @@ def check_not_input(output: Path, option: str, inputs: Mapping[str, str | None])
 
 
 @contextlib.contextmanager
-def complete_directory(path: Path) -> Iterator[Path]:
-    """Like `complete_file` for a directory; `path` must not exist, or it is replaced as a whole."""
+def complete_directory(
+    path: Path, earlier: Path | None = None, keep_after: tuple[type[BaseException], ...] = ()
+) -> Iterator[Path]:
+    """Like `complete_file` for a directory; `path` must not exist, or it is replaced as a whole.
+
+    Args:
+        earlier: the temporary directory of a run that ended early, to go on with it.
+        keep_after: exceptions that leave the temporary directory for a later run.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     old = temporary.with_suffix(".old")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    if earlier != temporary:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir() if earlier is None else earlier.rename(temporary)
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -91,20 +99,30 @@ def complete_directory(path: Path) -> Iterator[Path]:
         else:
             temporary.rename(path)
         sync_directory(path.parent)
-    except BaseException:
+    except BaseException as error:
         if old.exists() and not path.exists():
             old.rename(path)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if not isinstance(error, keep_after):
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove what killed runs left beside `path`, and put back what one of them was about to replace."""
+def leftovers(path: Path) -> list[Path]:
+    """What runs that ended early left beside `path`: '.old' what they replaced, '.tmp' what they made."""
+    found = []
     for entry in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):  # '.old' before '.tmp'
-        found = re.fullmatch(r"\.(\d+)\.(old|tmp)", entry.name[len(path.name) + 1 :])
-        if found is None or _is_running(int(found[1])):
+        process = re.fullmatch(r"\.(\d+)\.(old|tmp)", entry.name[len(path.name) + 1 :])
+        if process is not None and not _is_running(int(process[1])):
+            found.append(entry)
+    return found
+
+
+def remove_leftovers(path: Path, keep: Path | None = None) -> None:
+    """Remove what killed runs left beside `path`, and put back what one of them was about to replace."""
+    for entry in leftovers(path):
+        if entry == keep:
             continue
-        if found[2] == "old" and not path.exists():
+        if entry.suffix == ".old" and not path.exists():
             entry.rename(path)
         elif entry.is_dir():
             shutil.rmtree(entry)

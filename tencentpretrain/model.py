@@ -122,7 +122,7 @@ def initialise(model: nn.Module, std: float = INITIAL_STD) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             nn.init.normal_(parameter, std=std)
-        elif name.endswith(".bias"):
+        elif name.rpartition(".")[2].startswith("bias"):
             nn.init.zeros_(parameter)
 
 
@@ -169,13 +169,24 @@ def fields_read(config: ModelConfig) -> Iterator[tuple[str, str]]:
                 yield renamed.get(field, field), title
 
 
-def length_problems(config: ModelConfig, seq_length: int) -> list[str]:
-    """What is wrong with inputs of that many tokens; empty: nothing."""
-    if "pos" not in config.embedding or seq_length <= config.max_seq_length:
-        return []
+def length_problems(config: ModelConfig, seq_length: int, target: tuple[str, int] | None = None) -> list[str]:
+    """What is wrong with inputs of that many tokens; empty: nothing.
+
+    Args:
+        target: what a decoder reads at most, and the option that says so; default: the same.
+    """
+    sides = [(config.embedding, ("seq_length", seq_length))]
+    if config.decoder is not None:
+        sides.append((config.tgt_embedding, target or sides[0][1]))
+    too_long = {
+        option: length
+        for names, (option, length) in sides
+        if "pos" in names and length > config.max_seq_length
+    }
     return [
-        f"`seq_length` ({seq_length}) must not exceed `max_seq_length` ({config.max_seq_length}), "
+        f"`{option}` ({length}) must not exceed `max_seq_length` ({config.max_seq_length}), "
         "the number of position embeddings."
+        for option, length in too_long.items()
     ]
 
 

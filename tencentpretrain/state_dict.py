@@ -5,13 +5,15 @@ Nothing is ever unpickled except by torch.load(weights_only=True).
 
 from __future__ import annotations
 
+import functools
+import gc
 import json
 import os
 import pickle
 import re
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,47 @@ from tencentpretrain.errors import WeightsError
 from tencentpretrain.files import complete_file, read_json
 
 StateDict = dict[str, Tensor]
+
+
+class LazyTensors(Mapping[str, Tensor]):
+    """Tensors that are made when they are asked for, and kept by nobody.
+
+    In their order they cost the memory of one file at a time, if whoever asks does not keep them.
+
+    Args:
+        makers: what makes a tensor, by its name, and what it is made from: equal for two names of one tensor.
+    """
+
+    def __init__(self, makers: Mapping[str, tuple[Hashable, Callable[[], Tensor]]]) -> None:
+        self.makers = makers
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.makers[name][1]()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.makers)
+
+    def __len__(self) -> int:
+        return len(self.makers)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.makers
+
+
+def origin(tensors: Mapping[str, Tensor], name: str) -> Hashable:
+    """Equal for two names that stand for one tensor."""
+    if isinstance(tensors, LazyTensors):
+        return tensors.makers[name][0]
+    tensor = tensors[name]
+    return tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+
+
+def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[str, Tensor]:
+    """Some of the tensors, each under a new name that `names` maps to its present one."""
+    if not isinstance(tensors, LazyTensors):
+        return {new: tensors[old] for new, old in names.items()}
+    return LazyTensors({new: tensors.makers[old] for new, old in names.items()})
+
 
 _MAGIC = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself; fetch that with 'git lfs pull'"),
@@ -39,8 +82,10 @@ WHOLE = ("model.safetensors", "pytorch_model.bin", "model.pt")
 _OTHER_STATE = ("training_args.bin", "optimizer.bin", "optimizer.pt", "scheduler.pt", "training.pt")
 
 
-def read_tensors(path: Path) -> StateDict:
+def read_tensors(path: Path) -> Mapping[str, Tensor]:
     """Tensors of a file (torch.save or safetensors, told apart by content) or of a directory of such files.
+
+    Of several files only one is open at a time (`LazyTensors`).
 
     Raises:
         WeightsError: what the path is instead of weights, and what to do.
@@ -171,7 +216,7 @@ def _unwrap(path: Path, loaded: Any) -> StateDict:
     return dict(loaded)
 
 
-def _read_directory(path: Path) -> StateDict:
+def _read_directory(path: Path) -> Mapping[str, Tensor]:
     for name in WHOLE:
         if (path / name).is_file():
             return read_tensors(path / name)
@@ -183,7 +228,7 @@ def _read_directory(path: Path) -> StateDict:
     for suffix in (".safetensors", ".bin", ".pt"):
         shards = sorted(file for file in path.glob(f"*{suffix}") if file.name not in _OTHER_STATE)
         if shards:
-            return _merge({shard: read_tensors(shard) for shard in shards})
+            return _together(shards)
     there = sorted(file.name for file in path.iterdir())
     raise WeightsError(
         f"{path} is a directory without weights (expected model.safetensors, pytorch_model.bin or shards; "
@@ -191,7 +236,7 @@ def _read_directory(path: Path) -> StateDict:
     )
 
 
-def _read_indexed(index: Path) -> StateDict:
+def _read_indexed(index: Path) -> Mapping[str, Tensor]:
     content = read_json(index)
     places = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
@@ -205,7 +250,7 @@ def _read_indexed(index: Path) -> StateDict:
         raise WeightsError(
             f"{index} names {len(missing)} files that are not there: {', '.join(missing[:3])}."
         )
-    merged = _merge({index.parent / name: read_tensors(index.parent / name) for name in names})
+    merged = _together([index.parent / name for name in names])
     absent = sorted(places.keys() - merged.keys())
     if absent:
         raise WeightsError(
@@ -214,30 +259,47 @@ def _read_indexed(index: Path) -> StateDict:
     return merged
 
 
-def _merge(shards: Mapping[Path, StateDict]) -> StateDict:
-    merged: StateDict = {}
-    for shard, tensors in shards.items():
-        twice = [name for name in tensors if name in merged and not same(tensors[name], merged[name])]
-        if twice:
-            raise WeightsError(
-                f"{shard}: '{twice[0]}' is in another file of the directory too, with other values."
-            )
-        merged |= tensors
-    return merged
+def _together(shards: Sequence[Path]) -> Mapping[str, Tensor]:
+    """The tensors of several files, of which one is open at a time."""
+    if len(shards) == 1:
+        return read_tensors(shards[0])
+
+    current: dict[Path, Mapping[str, Tensor]] = {}
+
+    def content(shard: Path) -> Mapping[str, Tensor]:
+        if shard not in current:
+            current.clear()
+            gc.collect()  # torch.load leaves cycles behind that hold the file
+            current[shard] = read_tensors(shard)
+        return current[shard]
+
+    def make(shard: Path, name: str) -> Tensor:
+        return content(shard)[name]
+
+    makers: dict[str, tuple[Hashable, Callable[[], Tensor]]] = {}
+    for shard in shards:
+        for name in list(content(shard)):
+            if name not in makers:
+                makers[name] = ((shard, name), functools.partial(make, shard, name))
+            elif not same(make(shard, name), makers[name][1]()):
+                raise WeightsError(
+                    f"{shard}: '{name}' is in another file of the directory too, with other values."
+                )
+    return LazyTensors(makers)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
     return one is other or (one.dtype == other.dtype and torch.equal(one, other))
 
 
-def strip_wrappers(tensors: StateDict) -> StateDict:
+def strip_wrappers(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Names without the prefixes that wrappers of a model put before every one of them."""
     for prefix in _PREFIXES:
         if tensors and all(name.startswith(prefix) for name in tensors):
-            return strip_wrappers({name.removeprefix(prefix): tensor for name, tensor in tensors.items()})
+            return strip_wrappers(renamed(tensors, {name.removeprefix(prefix): name for name in tensors}))
     # The attribute of a training class; elsewhere such names are part of a family's own.
     if any(name.startswith("model.embedding.") for name in tensors):
-        return {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+        return renamed(tensors, {name.removeprefix("model."): name for name in tensors})
     return tensors
 
 
@@ -253,12 +315,12 @@ def save_weights(tensors: Mapping[str, Tensor], path: str | Path) -> None:
 
 def write_tensors(tensors: Mapping[str, Tensor], temporary: Path, path: Path) -> None:
     """Write to `temporary` what is to be called `path`; see `save_weights`."""
-    copies: dict[tuple[Any, ...], Tensor] = {}
+    copies: dict[Hashable, Tensor] = {}
     plain: StateDict = {}
-    for name, tensor in tensors.items():
-        key = (tensor.device, tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype)
+    for name in tensors:
+        key = origin(tensors, name)
         if key not in copies or path.suffix == ".safetensors":
-            own = tensor.detach().to("cpu").contiguous()
+            own = tensors[name].detach().to("cpu").contiguous()
             # A view would drag everything it is a part of into the file.
             whole = own.untyped_storage().nbytes() == own.nbytes
             copies[key] = own if whole and key not in copies else own.clone()

@@ -24,6 +24,7 @@ from tencentpretrain.errors import ConfigError, WeightsError
 from tencentpretrain.state_dict import (
     StateDict,
     read_tensors,
+    renamed,
     same,
     save_weights,
     strip_wrappers,
@@ -107,11 +108,12 @@ def read_state_dict(path: str | Path) -> StateDict:
     Raises:
         WeightsError: what the path is instead of weights, and what to do.
     """
-    return _read(Path(path))[0]
+    return dict(open_weights(Path(path))[0])
 
 
-def _read(path: Path) -> tuple[StateDict, list[str]]:
-    """Tensors under our names, and the names of those that conversion left out on purpose."""
+def open_weights(path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
+    """Tensors as `read_state_dict`, of several files one at a time (`LazyTensors`), and the names of those
+    that conversion left out on purpose."""
     from tencentpretrain.conversion import huggingface, maps
 
     if huggingface.is_model_directory(path):
@@ -126,15 +128,26 @@ def _read(path: Path) -> tuple[StateDict, list[str]]:
     return tensors, []
 
 
-def with_todays_names(tensors: Mapping[str, Tensor]) -> StateDict:
+def with_todays_names(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Tensors of an older UER-py or TencentPretrain file under the names of today."""
     old_mlm = any(name.startswith("target.mlm_linear_") for name in tensors)
-    renamed: StateDict = {}
-    for name, tensor in tensors.items():
+    names = {}
+    for old in tensors:
+        name = old
         for pattern, replacement in (*_OLD_NAMES, _OLD_MLM_NORM) if old_mlm else _OLD_NAMES:
             name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
-    return renamed
+        names[name] = old
+    return renamed(tensors, names)
+
+
+def _with_dual_names(tensors: Mapping[str, Tensor], model: Iterable[str]) -> Mapping[str, Tensor]:
+    """A dual embedding is `embedding.dual` in a pre-training model and `embedding` in a siamese one."""
+    theirs, ours = (
+        "embedding.dual." if any(name.startswith("embedding.dual.") for name in names) else "embedding."
+        for names in (tensors, model)
+    )
+    names = {re.sub(rf"^{re.escape(theirs)}(?=embedding_|stream_)", ours, name): name for name in tensors}
+    return renamed(tensors, names)
 
 
 def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
@@ -148,7 +161,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
             model is unchanged then.
     """
     path = Path(path)
-    tensors, ignored = _read(path)
+    tensors, ignored = open_weights(path)
     config = getattr(model, "config", None)
     if isinstance(config, ModelConfig):
         # Heads, activation or mask can be wrong without any shape being wrong. Epsilon is let through: the
@@ -161,6 +174,7 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         except ConfigError as error:
             raise WeightsError(str(error)) from None
     parameters = model.state_dict()
+    tensors = _with_dual_names(tensors, parameters)
     common = check_fit(path, tensors, parameters)
     tied = _check_ties(path, tensors, parameters)
     with torch.no_grad():
@@ -175,17 +189,38 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     )
 
 
-def check_fit(path: Path, tensors: StateDict, parameters: StateDict) -> list[str]:
+def check_fit(path: Path, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> list[str]:
     """Names that file and model share; WeightsError where family, layers or shapes differ, or one is NaN."""
-    common = [name for name in parameters if name in tensors]
+    common = [name for name in tensors if name in parameters]
     _check_family(path, tensors, parameters, common)
     _check_layers(path, tensors, parameters)
-    _check_shapes(path, tensors, parameters, common)
-    _check_finite(path, tensors, common)
+    # Nothing of torch is kept from one tensor to the next: it would lie between them and keep memory in use.
+    shapes: dict[str, tuple[int, ...]] = {}
+    quantised, broken = [], []
+    for name in common:
+        try:
+            tensor = tensors[name]
+        except WeightsError as error:  # it could not be converted
+            raise WeightsError(f"{path}: {error}") from None
+        shapes[name] = tuple(tensor.shape)
+        if tensor.is_floating_point() != parameters[name].is_floating_point():
+            quantised.append(f"{name} is of type {tensor.dtype}, the model's is {parameters[name].dtype}")
+        if not _is_finite(tensor):
+            broken.append(name)
+    if quantised:
+        raise WeightsError(f"{path}: {quantised[0]}; quantised weights must be converted back first.")
+    _check_shapes(path, shapes, parameters)
+    if broken:
+        raise WeightsError(
+            f"{path}: {broken[0]} has values that are NaN or infinite; the run that wrote it diverged, or "
+            "the file is damaged. Take weights of an earlier step, or copy the file again."
+        )
     return common
 
 
-def _check_family(path: Path, tensors: StateDict, parameters: StateDict, common: Iterable[str]) -> None:
+def _check_family(
+    path: Path, tensors: Iterable[str], parameters: Iterable[str], common: Iterable[str]
+) -> None:
     """At least something must have a place, and the body must where both have one."""
     shared = {name.partition(".")[0] for name in common}
     for part in ("encoder", "decoder") if shared else ("",):
@@ -202,7 +237,7 @@ def _check_family(path: Path, tensors: StateDict, parameters: StateDict, common:
             )
 
 
-def _check_layers(path: Path, tensors: StateDict, parameters: StateDict) -> None:
+def _check_layers(path: Path, tensors: Iterable[str], parameters: Iterable[str]) -> None:
     theirs, ours = layers_of(tensors), layers_of(parameters)
     for stack in theirs.keys() & ours.keys():
         if theirs[stack] != ours[stack]:
@@ -240,25 +275,18 @@ _CAUSES = (
 )
 
 
-def _check_shapes(path: Path, tensors: StateDict, parameters: StateDict, common: Iterable[str]) -> None:
-    wrong = [name for name in common if tensors[name].shape != parameters[name].shape]
-    quantised = [
-        name for name in common if tensors[name].is_floating_point() != parameters[name].is_floating_point()
-    ]
-    if quantised:
-        name = quantised[0]
-        raise WeightsError(
-            f"{path}: {name} is of type {tensors[name].dtype}, the model's is {parameters[name].dtype}; "
-            "quantised weights must be converted back first."
-        )
+def _check_shapes(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], parameters: Mapping[str, Tensor]
+) -> None:
+    wrong = [name for name in parameters if name in shapes and shapes[name] != parameters[name].shape]
     if not wrong:
         return
     lines = [
-        f"{name}: {_shape(tensors[name])} in the file, {_shape(parameters[name])} in the model"
+        f"{name}: {_words(shapes[name])} in the file, {_words(parameters[name].shape)} in the model"
         for name in wrong[:5]
     ]
     lines += [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
-    causes = [_likely_cause(name, tensors[name].shape, parameters[name].shape) for name in wrong]
+    causes = [_likely_cause(name, shapes[name], parameters[name].shape) for name in wrong]
     known = [cause for cause in dict.fromkeys(causes) if cause is not None]
     if None in causes:
         known = [
@@ -270,17 +298,12 @@ def _check_shapes(path: Path, tensors: StateDict, parameters: StateDict, common:
     )
 
 
-def _check_finite(path: Path, tensors: StateDict, common: Iterable[str]) -> None:
-    for name in common:
-        tensor = tensors[name]
-        if tensor.is_floating_point() and tensor.numel():
-            wide = tensor if tensor.itemsize > 1 else tensor.float()
-            # One pass without a temporary, and NaN goes through it.
-            if not torch.stack(wide.aminmax()).isfinite().all():
-                raise WeightsError(
-                    f"{path}: {name} has values that are NaN or infinite; the run that wrote it diverged, or "
-                    "the file is damaged. Take weights of an earlier step, or copy the file again."
-                )
+def _is_finite(tensor: Tensor) -> bool:
+    if not tensor.is_floating_point() or not tensor.numel():
+        return True
+    wide = tensor if tensor.itemsize > 1 else tensor.float()
+    # One pass without a temporary, and NaN goes through it.
+    return bool(torch.stack(wide.aminmax()).isfinite().all())
 
 
 def _likely_cause(name: str, theirs: Sequence[int], ours: Sequence[int]) -> str | None:
@@ -298,7 +321,7 @@ def _likely_cause(name: str, theirs: Sequence[int], ours: Sequence[int]) -> str 
     return None
 
 
-def _check_ties(path: Path, tensors: StateDict, parameters: StateDict) -> list[str]:
+def _check_ties(path: Path, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> list[str]:
     """Names of the model that are absent from the file, but share their memory with one that is there."""
     groups: dict[int, list[str]] = {}
     for name, parameter in parameters.items():
@@ -318,5 +341,5 @@ def _check_ties(path: Path, tensors: StateDict, parameters: StateDict) -> list[s
     return filled
 
 
-def _shape(tensor: Tensor) -> str:
-    return " × ".join(map(str, tensor.shape)) or "one number"
+def _words(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape)) or "one number"

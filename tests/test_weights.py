@@ -221,7 +221,7 @@ def test_huggingface_file_is_converted(tmp_path: Path, weights: Path) -> None:
     from tencentpretrain.conversion.maps import BERT
 
     tensors = read_state_dict(weights)
-    theirs = to_theirs(BERT, tensors).tensors | {"bert.embeddings.position_ids": torch.arange(10)[None]}
+    theirs = dict(to_theirs(BERT, tensors).tensors) | {"bert.embeddings.position_ids": torch.arange(10)[None]}
     save_weights(theirs, tmp_path / "pytorch_model.bin")
     report = load_weights(model_of(target=("mlm", "sp"), tie_weights=True), tmp_path / "pytorch_model.bin")
     assert report.missing == [] and report.unexpected == ["bert.embeddings.position_ids"]

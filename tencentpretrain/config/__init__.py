@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from tencentpretrain.config.data import DataConfig, PreprocessConfig
+from tencentpretrain.config.inspection import (
+    ContextConfig,
+    FeaturesConfig,
+    NeighboursConfig,
+    WordEmbeddingsConfig,
+)
 from tencentpretrain.config.load import Options, as_json, load_config
 from tencentpretrain.config.model import ModelConfig
 from tencentpretrain.config.optimization import OptimizationConfig
 from tencentpretrain.config.options import Option, option, options_of
-from tencentpretrain.config.tokenizer import TokenizerConfig
+from tencentpretrain.config.tokenizer import TargetTokenizerConfig, TokenizerConfig
 from tencentpretrain.config.training import (
     AdversarialConfig,
     ClassifierConfig,
@@ -19,15 +25,19 @@ from tencentpretrain.config.training import (
 )
 
 CONCERNS = (
-    ModelConfig, TokenizerConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig, FinetuneConfig,
+    ModelConfig, TokenizerConfig, TargetTokenizerConfig, DataConfig, OptimizationConfig, RunConfig,
+    PretrainConfig, FinetuneConfig,
     AdversarialConfig, ClassifierConfig, InferConfig, ClassifierInferConfig, PreprocessConfig,
+    FeaturesConfig, NeighboursConfig, ContextConfig, WordEmbeddingsConfig,
 )  # fmt: skip
 
 __all__ = [
-    "CONCERNS", "AdversarialConfig", "ClassifierConfig", "ClassifierInferConfig", "DataConfig",
-    "FinetuneConfig", "InferConfig", "ModelConfig", "OptimizationConfig", "Option", "Options",
-    "PreprocessConfig", "PretrainConfig", "RunConfig", "TokenizerConfig", "as_json", "json_options",
-    "load_config", "option", "options_of",
+    "CONCERNS", "AdversarialConfig", "ClassifierConfig", "ClassifierInferConfig", "ContextConfig",
+    "DataConfig", "FeaturesConfig", "FinetuneConfig", "InferConfig", "ModelConfig", "NeighboursConfig",
+    "OptimizationConfig", "Option", "Options", "PreprocessConfig", "PretrainConfig", "RunConfig",
+    "TargetTokenizerConfig", "TokenizerConfig", "WordEmbeddingsConfig", "as_json", "json_options",
+    "load_config", "option",
+    "options_of",
 ]  # fmt: skip
 
 

@@ -18,7 +18,10 @@ from tencentpretrain.registry import load_plugins
 C = TypeVar("C")
 
 # Legal in every JSON file and no options: for readers, and what write_description adds beside weights.
-DOCUMENTARY = ("about", "labels", "special_tokens", "tokenizer_fingerprint", "tokenizer_path", "vocab_size")
+DOCUMENTARY = (
+    "about", "labels", "special_tokens", "tgt_vocab_size", "tokenizer_fingerprint", "tokenizer_path",
+    "vocab_size",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

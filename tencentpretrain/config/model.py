@@ -77,7 +77,7 @@ class ModelConfig:
     )
     has_qk_norm: bool = option(False, "Queries and keys of each head are normalised (Qwen3).")
     has_residual_attention: bool = option(
-        False, "Each layer's attention scores are added to the next one's (RealFormer)."
+        False, "Each encoder layer's attention scores are added to the next one's (RealFormer)."
     )
     sliding_window: int | None = option(
         None, "How many positions back a position attends to, itself included; default: all.", minimum=1

@@ -12,6 +12,9 @@ CONFIG_PATH = partial(option, "models/bert/base_config.json", "Model configurati
 PRETRAINED_MODEL_PATH = partial(
     option, None, "Weights to start from: a file of ours or of TencentPretrain, or a Hugging Face directory."
 )
+LOAD_MODEL_PATH = partial(
+    option, ..., "Weights to load: a file of ours or of TencentPretrain, or a Hugging Face directory."
+)
 INPUT_LENGTH = partial(option, 128, "Longest input, in tokens; longer text is cut.", minimum=4)
 PRECISION = partial(
     option,
@@ -19,4 +22,6 @@ PRECISION = partial(
     "Autocast with fp32 weights; auto: bf16 where the device multiplies it natively, else fp32.",
     choices=("auto", "fp32", "bf16", "fp16"),
 )
-CORPUS_PATH = partial(option, ..., "Corpus files, directories or globs (.txt .tsv .jsonl, .gz, UTF-8).")
+CORPUS_PATH = partial(
+    option, ..., "Corpus files, directories or globs (.txt .tsv .jsonl, also .gz .zst, UTF-8; .parquet)."
+)

@@ -9,6 +9,7 @@ from tencentpretrain.config.options import option
 from tencentpretrain.config.shared import (
     CONFIG_PATH,
     INPUT_LENGTH,
+    LOAD_MODEL_PATH,
     PLUGINS,
     PRECISION,
     PRETRAINED_MODEL_PATH,
@@ -42,7 +43,9 @@ class PretrainConfig:
     """Pre-training."""
 
     output_model_path: str = option(..., "Weights are written here, and to <path>-<step> on the way.")
-    dataset_path: str = option("dataset.pt", "Token store made by preprocess.py.")
+    dataset_path: tuple[str, ...] = option(
+        ("dataset.pt",), "Token stores made by preprocess.py; several may have probabilities, as a:0.7 b:0.3."
+    )
     config_path: str = CONFIG_PATH()
     pretrained_model_path: str | None = PRETRAINED_MODEL_PATH()
     total_steps: int = option(100000, "Updates of the weights.", minimum=1)
@@ -53,6 +56,7 @@ class PretrainConfig:
         "auto: continue from the newest complete training state of output_model_path; never; or its path.",
     )
     keep_checkpoints: int = option(2, "Training states that are kept.", minimum=1)
+    verify_dataset: bool = option(False, "Compare every file of the datasets with its checksum first.")
     eval_dataset_path: str | None = option(None, "Token store for validation.")
     eval_steps: int = option(1000, "Steps between two validations.", minimum=1)
     workers_num: int = option(0, "Processes that build batches; the result does not depend on it.", minimum=0)
@@ -127,7 +131,7 @@ class ClassifierConfig:
 class InferConfig:
     """Inference."""
 
-    load_model_path: str = option(..., "Fine-tuned weights.")
+    load_model_path: str = LOAD_MODEL_PATH()
     test_path: str = option(..., "Rows to predict.")
     prediction_path: str = option(..., "Predictions are written here, one row per input row, in order.")
     config_path: str = CONFIG_PATH()

@@ -3,23 +3,58 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tencentpretrain.config import ModelConfig
-from tencentpretrain.conversion.engine import Family, is_tied, to_ours, to_theirs, without_copies
-from tencentpretrain.conversion.maps import FAMILIES, family_of
+from torch import Tensor
+
+from tencentpretrain.config import ModelConfig, options_of
+from tencentpretrain.conversion import sentence_transformers
+from tencentpretrain.conversion.engine import Conversion, Family, is_tied, to_ours, to_theirs, without_copies
+from tencentpretrain.conversion.maps import FAMILIES, REFUSED, families_of
 from tencentpretrain.errors import WeightsError
 from tencentpretrain.files import complete_directory, read_json, write_json
-from tencentpretrain.state_dict import WHOLE, StateDict, read_tensors, save_weights, strip_wrappers
+from tencentpretrain.state_dict import WHOLE, read_tensors, renamed, save_weights, strip_wrappers
 
 if TYPE_CHECKING:
     from tencentpretrain.tokenizers import Tokenizer
 
 CONFIG = "config.json"
 LAYERS = {"encoder.transformer": "layers_num", "decoder.transformer_decoder": "decoder_layers_num"}
-_TOKENIZER_FILES = ("vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.json")
+# Tokenizers that are the same at every family of theirs: Chinese models of all families have BERT's.
+_TOKENIZERS: dict[str, tuple[str, Mapping[str, str]]] = {
+    "bert": ("BertTokenizer", {"vocab_path": "vocab.txt"}),
+    "xlmroberta": ("XLMRobertaTokenizer", {"spm_model_path": "sentencepiece.bpe.model"}),
+}
+_TOKENIZER_FILES = (
+    "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "tokenizer.json",
+)  # fmt: skip
+
+
+# Options that shape no network a family has: of training, of targets, of encoders other than the transformer.
+_NEUTRAL = frozenset(
+    {
+        "dropout", "target", "target_weights", "label_smoothing", "prefix_lm_loss", "ignore_index",
+        "layer_number_scale", "max_seq_length", "bidirectional", "kernel_size", "block_size", "stream_0",
+        "stream_1", "remove_stream_layernorm",
+    }
+)  # fmt: skip
+# Options that shape the network only if, given our configuration and the parts that are converted.
+_CONDITIONAL: dict[str, Callable[[ModelConfig, Sequence[str]], bool]] = {
+    "tgt_embedding": lambda config, parts: config.decoder is not None,
+    "share_embedding": lambda config, parts: config.decoder is not None,
+    "decoder_layers_num": lambda config, parts: config.decoder is not None,
+    "relative_attention_buckets_num": lambda config, parts: config.relative_position_embedding,
+    "relative_attention_max_distance": lambda config, parts: config.relative_position_embedding,
+    "rope_theta": lambda config, parts: config.rotary_position_embedding,
+    "rope_scaling": lambda config, parts: config.rotary_position_embedding,
+    "sinusoidal_variant": lambda config, parts: "sinusoidalpos" in (*config.embedding, *config.tgt_embedding),
+    "has_lmtarget_bias": lambda config, parts: "lm" in parts,
+    "scale_tied_output": lambda config, parts: "lm" in parts,
+    "pooling": lambda config, parts: "sp" in parts or "classification" in parts,
+}
+_HEADS_WITH_LABELS = ("classification", "token_classification")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +67,17 @@ class HuggingFaceModel:
         parts: targets whose tensors are all there.
         ignored: names of theirs that carry nothing for us.
         notes: what a user should know, a line each.
+        labels: names of the classes of a fine-tuned model.
     """
 
     family: Family
-    tensors: StateDict
+    tensors: Mapping[str, Tensor]
     values: dict[str, Any]
     parts: tuple[str, ...]
     ignored: list[str]
     notes: list[str]
     has_config: bool
+    labels: list[str] | None = None
 
 
 def is_model_directory(path: Path) -> bool:
@@ -57,13 +94,20 @@ def is_file_name(path: Path) -> bool:
 
 
 def read(
-    path: Path, tensors: StateDict | None = None, parts: Sequence[str] | None = None
+    path: Path,
+    tensors: Mapping[str, Tensor] | None = None,
+    parts: Sequence[str] | None = None,
+    wanted: Family | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> HuggingFaceModel:
     """A model directory, or a weights file (with the config.json beside it if it is named as in one).
 
     Args:
         tensors: the file's, where they have been read already.
         parts: the targets wanted; default: all that are there.
+        wanted: the family where the file fits several, such as RoBERTa and XLM-RoBERTa, and the head it has;
+            default: the first, and, with all parts, the head that config.json or the tensors tell.
+        known: our configuration values where there is no config.json that says them.
 
     Raises:
         WeightsError: no known family, a configuration that is not supported, tensors that are not all there.
@@ -72,8 +116,13 @@ def read(
     has_config = (path.is_dir() or path.name in WHOLE) and is_model_directory(home)
     config = read_json(home / CONFIG) if has_config else {}
     theirs = strip_wrappers(read_tensors(path)) if tensors is None else tensors
-    family = _find_family(path, theirs, config.get("model_type"))
-    values = our_values(family, config, home / CONFIG) if has_config else {}
+    family = _find_family(path, theirs, config, wanted)
+    if wanted is not None and wanted.head is not None and wanted.name == family.name:
+        family = wanted
+    elif parts is None:
+        told = bool(config.get("architectures"))
+        family = _with_head(family, config) if told else family.with_head_in(theirs, ours=False)
+    values = our_values(family, config, home / CONFIG) if has_config else dict(known or {})
     try:
         converted = to_ours(family, theirs, values, parts)
     except WeightsError as error:
@@ -81,36 +130,73 @@ def read(
     for stack, layers in converted.layers.items():
         name = LAYERS[stack]
         if values.setdefault(name, layers) != layers:
-            raise WeightsError(
-                f"{home / CONFIG} says {values[name]} layers of {stack}, but {path} has {layers}."
-            )
-    canonical = {family.canonical(name): tensor for name, tensor in theirs.items()}
-    tied = is_tied(family, canonical) and values.get("tie_weights", True)
+            said = home / CONFIG if has_config else "the configuration"
+            raise WeightsError(f"{said} says {values[name]} layers of {stack}, but {path} has {layers}.")
+    shared = _what_is_shared(family, theirs, values)
     notes = [
         f"{part} is incomplete, without {', '.join(names)}" for part, names in converted.incomplete.items()
     ]
-    if values.get("tie_weights", False) and not tied:
+    if family.head is not None and not (converted.parts or converted.incomplete):
+        notes.append(f"there is no {family.head} head, which {home / CONFIG} names")
+    if values.get("tie_weights", False) and not shared["tie_weights"]:
         notes.append(
             f"{home / CONFIG} says that the word embeddings are tied, but they differ; taken as untied"
         )
     return HuggingFaceModel(
         family,
         converted.tensors,
-        values | {"tie_weights": tied},
+        values | shared,
         converted.parts,
         converted.ignored,
         notes,
-        has_config,
+        has_config or known is not None,
+        _labels(family, config),
     )
 
 
-def _find_family(path: Path, theirs: StateDict, model_type: str | None) -> Family:
-    family = family_of(theirs, model_type)
-    if family is not None:
-        return family
-    known = [family for family in FAMILIES if family.name == model_type]
-    if known:  # the right name, but tensors without a place: the engine says which
-        return known[0]
+def _with_head(family: Family, config: Mapping[str, Any]) -> Family:
+    """The family with the head that the configuration names, if it names one."""
+    for head in family.heads:
+        if head.architecture in (config.get("architectures") or ()):
+            return family.with_head(head.name)
+    return family
+
+
+def _labels(family: Family, config: Mapping[str, Any]) -> list[str] | None:
+    """Names of the classes, where the family has a head with classes."""
+    if family.head not in _HEADS_WITH_LABELS:
+        return None
+    names = config.get("id2label") or dict(enumerate(_unnamed(config.get("num_labels", 2))))
+    return [name for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
+
+
+def _unnamed(count: int) -> list[str]:
+    """What classes without names are called at theirs."""
+    return [f"LABEL_{number}" for number in range(count)]
+
+
+def _what_is_shared(
+    family: Family, theirs: Mapping[str, Tensor], values: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Our options that say so, from the tensors; what the configuration calls untied is so even if equal."""
+    full = renamed(theirs, {family.canonical(name): name for name in theirs})
+    shared = {"tie_weights": is_tied(family, full) and values.get("tie_weights") is not False}
+    if any(pair.always for pair in family.shared):
+        shared["share_embedding"] = is_tied(family, full, always=True)
+    return shared
+
+
+def _find_family(
+    path: Path, theirs: Mapping[str, Tensor], config: Mapping[str, Any], wanted: Family | None = None
+) -> Family:
+    """The family of their tensors (where there are any) and their configuration (likewise)."""
+    model_type = config.get("model_type")
+    candidates = families_of(theirs, model_type)
+    if candidates:
+        fitting = [family for family in candidates if not _contradicts(family, config)] or candidates
+        return next((one for one in fitting if wanted and one.name == wanted.name), fitting[0])
+    if model_type in REFUSED:
+        raise WeightsError(f"{path} is a {model_type} model: {REFUSED[model_type]}.")
     if any(name.startswith("embedding.word") for name in theirs):
         raise WeightsError(f"{path} is already in this toolkit's format; it needs no conversion.")
     what = (
@@ -120,8 +206,12 @@ def _find_family(path: Path, theirs: StateDict, model_type: str | None) -> Famil
     )
     raise WeightsError(
         f"{path}: no conversion is known for a model {what}; known: "
-        f"{', '.join(family.name for family in FAMILIES)}."
+        f"{', '.join(name for family in FAMILIES for name in family.known_as)}."
     )
+
+
+def _contradicts(family: Family, config: Mapping[str, Any]) -> bool:
+    return bool(_read_settings(family, config)[1])
 
 
 def our_values(family: Family, config: Mapping[str, Any], origin: Path) -> dict[str, Any]:
@@ -130,28 +220,40 @@ def our_values(family: Family, config: Mapping[str, Any], origin: Path) -> dict[
     Raises:
         WeightsError: with every value that our model cannot express.
     """
+    values, problems = _read_settings(family, config)
+    if problems:
+        raise WeightsError(f"{origin}: {'; '.join(problems)}.")
+    values = _fixed(family) | values | sentence_transformers.settings(origin.parent)
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _read_settings(family: Family, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Our values that their configuration gives, and what of it our model cannot express."""
     problems = [
         f"`{name}` is {config[name]}, only {value} is supported"
         for name, value in family.fixed_theirs.items()
         if config.get(name, value) != value
     ]
-    values: dict[str, Any] = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in family.fixed_ours.items()
-    }
+    values: dict[str, Any] = {}
     for setting in family.settings:
-        value = config.get(setting.theirs)
-        if value is None:
-            value = setting.default(config) if callable(setting.default) else setting.default
-        if setting.words is not None:
-            if value not in setting.words:
-                problems.append(f"`{setting.theirs}` is {value}, expected one of {', '.join(setting.words)}")
-                continue
-            value = setting.words[value]
-        for name in setting.ours:
+        try:
+            value = setting.to_ours(config)
+        except WeightsError as error:
+            problems.append(str(error))
+            continue
+        for name in setting.options:
             values.setdefault(name, value)
-    if problems:
-        raise WeightsError(f"{origin}: {'; '.join(problems)}.")
-    return values
+    return values, problems
+
+
+def _fixed(family: Family) -> dict[str, Any]:
+    """What our options must be that no setting names and that shape every network."""
+    mapped = {name for setting in family.settings for name in setting.options}
+    return {
+        name: option.default
+        for name, option in options_of(ModelConfig).items()
+        if name not in mapped and name not in _NEUTRAL and name not in _CONDITIONAL
+    } | dict(family.fixed_ours)
 
 
 def describe(directory: Path) -> dict[str, Any]:
@@ -161,13 +263,20 @@ def describe(directory: Path) -> dict[str, Any]:
         WeightsError: a family or a value that is not supported.
     """
     config = read_json(directory / CONFIG)
-    family = _find_family(directory, {}, config["model_type"])
+    family = _with_head(_find_family(directory, {}, config), config)
     values = our_values(family, config, directory / CONFIG)
+    if None in (values["tie_weights"], values.get("share_embedding", False)):  # only the tensors say
+        values |= _what_is_shared(family, strip_wrappers(read_tensors(directory)), values)
     for parts, name in family.architectures.items():
-        if parts and name in (config.get("architectures") or ()):
+        if parts and family.head is None and name in (config.get("architectures") or ()):
             values["target"] = list(parts)
+    labels = _labels(family, config)
+    if labels is not None:
+        values |= {"labels": labels, "labels_num": len(labels)}
     if isinstance(config.get("vocab_size"), int):
         values["vocab_size"] = config["vocab_size"]
+    if config.get("decoder_vocab_size", values.get("vocab_size")) != values.get("vocab_size"):
+        values["tgt_vocab_size"] = config["decoder_vocab_size"]
     if has_tokenizer(directory):
         values["tokenizer_path"] = str(directory.resolve())
     return values
@@ -178,58 +287,111 @@ def has_tokenizer(directory: Path) -> bool:
 
 
 def their_config(
-    family: Family, config: ModelConfig, tensors: StateDict, parts: Sequence[str], tokenizer: Tokenizer | None
+    family: Family,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    parts: Sequence[str],
+    tokenizer: Tokenizer | None,
 ) -> dict[str, Any]:
     """Content of config.json.
 
     Raises:
         WeightsError: with every option of ours that their model cannot express.
     """
-    problems = [
-        f"`{name}` is {getattr(config, name)}, only {value} is possible"
-        for name, value in family.fixed_ours.items()
-        if getattr(config, name) != value
-    ]
+    problems = list(_misfits(family, config, parts))
     architecture = family.architectures.get(tuple(parts))
     if architecture is None:
         problems.append(f"there is no class for the targets {' '.join(parts)}")
     values: dict[str, Any] = {
         "architectures": [architecture],
-        "model_type": family.name,
+        "model_type": family.known_as[0],
         **family.fixed_theirs,
     }
     for setting in family.settings:
-        value = getattr(config, setting.ours[0])
-        if setting.words is not None:
-            words = [theirs for theirs, ours in setting.words.items() if ours == value]
-            if not words:
-                problems.append(f"`{setting.ours[0]}` is {value}, which they do not have")
-                continue
-            value = words[0]
-        values[setting.theirs] = value
+        try:
+            value = setting.to_theirs(config)
+        except WeightsError as error:
+            problems.append(str(error))
+            continue
+        if setting.theirs is not None:
+            values[setting.theirs] = value
+    if tokenizer is not None:
+        roles = {name: getattr(tokenizer, f"{role}_id") for name, role in family.token_ids.items()}
+        known = {name: number for name, number in roles.items() if number is not None}
+        problems += [
+            f"`{name}` is {number} in the tokenizer, only {family.fixed_theirs[name]} is possible"
+            for name, number in known.items()
+            if family.fixed_theirs.get(name, number) != number
+        ]
+        values |= known
     if problems:
         raise WeightsError(f"not a {family.name} model of Hugging Face: {'; '.join(problems)}.")
     word = tensors["embedding.word.embedding.weight"]
-    values |= {"vocab_size": word.shape[0], "dtype": str(word.dtype).removeprefix("torch.")}
-    if tokenizer is not None:
-        roles = {name: getattr(tokenizer, f"{role}_id") for name, role in family.token_ids.items()}
-        values |= {name: number for name, number in roles.items() if number is not None}
-    return values
+    return values | {"vocab_size": word.shape[0], "dtype": str(word.dtype).removeprefix("torch.")}
+
+
+def _misfits(family: Family, config: ModelConfig, parts: Sequence[str]) -> Iterator[str]:
+    """Every option of ours that has a value their model cannot have."""
+    mapped = {name for setting in family.settings for name in setting.options}
+    expected = _fixed(family)
+    for name, matters in _CONDITIONAL.items():
+        if name not in mapped and matters(config, parts):
+            expected.setdefault(name, options_of(ModelConfig)[name].default)
+    implied = {
+        "attention_head_size": config.hidden_size // config.heads_num,
+        "local_kv_heads_num": config.heads_num,
+        "decoder_layers_num": config.layers_num,
+    }
+    for name, value in expected.items():
+        given = getattr(config, name)
+        if given != value and not (value is None and given == implied.get(name)):
+            yield f"`{name}` is {_words(given)}, only {_words(value)} is possible"
+
+
+def as_theirs(
+    family: Family,
+    tensors: Mapping[str, Tensor],
+    config: ModelConfig | None,
+    tokenizer: Tokenizer | None,
+    parts: Sequence[str],
+    known: Mapping[str, Any] | None = None,
+) -> tuple[Conversion, dict[str, Any]]:
+    """Our tensors under their names, and config.json (empty where our configuration is not known).
+
+    Raises:
+        WeightsError: the model is none of this family.
+    """
+    values = known or {} if config is None else dataclasses.asdict(config)
+    done = to_theirs(family, tensors, values, parts)
+    if config is None:
+        return done, {}
+    shared = _what_is_shared(family, done.tensors, {})
+    described = dataclasses.replace(config, **shared)
+    return done, their_config(family, described, tensors, done.parts, tokenizer)
 
 
 def write(
     path: Path,
     family: Family,
-    tensors: StateDict,
+    tensors: Mapping[str, Tensor],
     config: ModelConfig | None,
     tokenizer: Tokenizer | None,
     parts: Sequence[str],
+    labels: Sequence[str] | None = None,
+    max_shard_size: float = 5e9,
+    sentences: Mapping[str, Any] | None = None,
+    known: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Our tensors as a model of theirs: a directory, or the weights alone where `path` is named like a file.
 
     Args:
         config: needed for a directory.
         parts: the targets wanted, of those that are there.
+        labels: names of the classes of a fine-tuned model.
+        max_shard_size: of a file of a directory, in bytes; a larger model is several.
+        sentences: what makes the directory one of sentence-transformers, as its `write` has it; a file has
+            the names of the bare encoder then.
+        known: our configuration values, where there is no configuration.
 
     Returns:
         Names of ours that were left out.
@@ -237,29 +399,86 @@ def write(
     Raises:
         WeightsError: the model is none of theirs.
     """
-    done = to_theirs(family, tensors, {} if config is None else dataclasses.asdict(config), parts)
+    done, values = as_theirs(family, tensors, config, tokenizer, parts, known)
     if is_file_name(path):
-        save_weights(done.tensors, path)
+        bare = "" if sentences is None else family.prefix
+        save_weights(renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors}), path)
         return done.ignored
     assert config is not None
     theirs = without_copies(family, done.tensors)
-    config = dataclasses.replace(config, tie_weights=is_tied(family, done.tensors))
-    values = their_config(family, config, tensors, done.parts, tokenizer)
+    values |= {name: len(done.tensors[tensor]) for name, tensor in family.sizes.items()}
+    if family.head in _HEADS_WITH_LABELS and done.parts:
+        outputs = len(tensors[family.rules[-1].names(ours=True)[0]])
+        names = list(labels or _unnamed(outputs))
+        if len(names) != outputs:
+            raise WeightsError(f"there are {len(names)} labels, but {outputs} outputs.")
+        values["id2label"] = dict(enumerate(names))
+        values["label2id"] = {name: number for number, name in enumerate(names)}
     with complete_directory(path) as temporary:
         write_json(temporary / CONFIG, values)
-        if tokenizer is not None:
-            _write_tokenizer(temporary, family, config, tokenizer)
-        save_weights(theirs, temporary / "model.safetensors")
+        if tokenizer is not None and (named := their_tokenizer(family, tokenizer)) is not None:
+            _write_tokenizer(temporary, family, config, tokenizer, *named)
+        _write_shards(theirs, temporary, max_shard_size)
+        if sentences is not None:
+            sentence_transformers.write(temporary, config.hidden_size, sentences)
     return done.ignored
 
 
-def _write_tokenizer(directory: Path, family: Family, config: ModelConfig, tokenizer: Tokenizer) -> None:
-    tokenizer.write_files(directory, family.tokenizer_files)
+def their_tokenizer(family: Family, tokenizer: Tokenizer) -> tuple[str, Mapping[str, str]] | None:
+    """Their class that gives the same ids, and what its files are called, by our option; None: no such."""
+    if tokenizer.kind in _TOKENIZERS:
+        return _TOKENIZERS[tokenizer.kind]
+    usual = family.tokenizer_class, family.tokenizer_files
+    if usual[1].keys() == tokenizer.files.keys() and usual not in _TOKENIZERS.values():
+        return usual
+    bpe = "GPT2Tokenizer", {"vocab_path": "vocab.json", "merges_path": "merges.txt"}
+    return bpe if tokenizer.kind == "bpe" else None
+
+
+def _write_shards(tensors: Mapping[str, Tensor], directory: Path, max_size: float) -> None:
+    """model.safetensors, or several files with an index; no more than one file's tensors are held."""
+    shards: list[list[str]] = [[]]
+    size = total = 0
+    for name in tensors:
+        added = tensors[name].nbytes
+        if shards[-1] and size + added > max_size:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size, total = size + added, total + added
+    if len(shards) == 1:
+        return save_weights(tensors, directory / "model.safetensors")
+    places: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_weights(renamed(tensors, {name: name for name in names}), directory / file)
+        places |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": total}, "weight_map": places}
+    write_json(directory / "model.safetensors.index.json", index)
+
+
+def _write_tokenizer(
+    directory: Path,
+    family: Family,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    tokenizer_class: str,
+    names: Mapping[str, str],
+) -> None:
+    tokenizer.write_files(directory, names)
     special = {f"{role}_token": token for role, token in tokenizer.special_tokens.items()}
     write_json(directory / "special_tokens_map.json", special)
     write_json(
         directory / "tokenizer_config.json",
-        {"tokenizer_class": family.tokenizer_class, "model_max_length": config.max_seq_length}
+        {
+            "tokenizer_class": tokenizer_class,
+            "model_max_length": config.max_seq_length - family.unused_positions,
+        }
+        | (dict(family.tokenizer_options) if tokenizer_class == family.tokenizer_class else {})
         | tokenizer.options
         | special,
     )
+
+
+def _words(value: Any) -> str:
+    return " ".join(value) if isinstance(value, tuple) else str(value)

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_config, option
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.maps import FAMILIES
+from tencentpretrain.conversion.maps.bert import BERT
+from tencentpretrain.conversion.sentence_transformers import SENTENCES
+from tencentpretrain.conversion.siamese import is_siamese, one_stream, siamese_values, two_streams
+from tencentpretrain.conversion.verification import check_verifiable, verify
 from tencentpretrain.description import (
     described_config,
     description_path,
@@ -20,9 +27,9 @@ from tencentpretrain.description import (
 from tencentpretrain.errors import ConfigError, DataError, WeightsError
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
-from tencentpretrain.state_dict import StateDict, save_weights
+from tencentpretrain.state_dict import save_weights
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
-from tencentpretrain.weights import check_fit, layers_of, publish_weights, read_state_dict
+from tencentpretrain.weights import check_fit, layers_of, open_weights, publish_weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +41,16 @@ class ConversionConfig:
     layers_num: int | None = option(
         None, "Encoder layers; counted in the weights, checked where given.", minimum=1
     )
+    decoder_layers_num: int | None = option(None, "The same for decoder layers.", minimum=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderConversionConfig(ConversionConfig):
+    """Conversion."""
+
+    decoder_layers_num: int | None = option(
+        None, "Decoder layers; counted in the weights, checked where given.", minimum=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,45 +60,176 @@ class DescriptionConfig:
     config_path: str | None = option(
         None, "Model configuration, JSON; default: what lies beside the weights."
     )
-
-
-def _type_concern(family: Family) -> type[Any]:
-    """The option --type with the family's choices."""
-    help = "Targets that are converted: " + "; ".join(
-        f"{name}: {' '.join(parts) or 'none'}" for name, parts in family.types.items()
+    max_seq_length: int | None = option(
+        None,
+        "Positions that are written where the model computes them (Pegasus, Marian); default: what the "
+        "configuration says, or 1024.",
+        minimum=1,
     )
-    first = next(iter(family.types))
-    field = ("type", str, option(first, f"{help}.", choices=tuple(family.types)))
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardConfig:
+    """Files of a Hugging Face directory."""
+
+    max_shard_size: float = option(
+        5.0, "GB (10^9 bytes) of weights a file holds at most; a larger model is several files.", minimum=0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class VerificationConfig:
+    """Verification."""
+
+    verify: bool = option(
+        False,
+        "Run both models on random input and print the largest difference; fails above 1e-4 of the largest "
+        "number. Needs Transformers and a Hugging Face directory.",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class DirectionConfig:
+    """Direction."""
+
+    to: str = option(..., "What the result is for.", choices=("tencentpretrain", "huggingface"))
+    family: str | None = option(
+        None,
+        "Family of the model; default: found out from names and configuration.",
+        choices=lambda: [family.name for family in FAMILIES],
+    )
+
+
+def type_concern(families: Sequence[Family]) -> type[Any]:
+    """The option --type with what the families can convert."""
+    types = {name: parts for family in families for name, parts in family.types.items()}
+    help = "What is converted: " + "; ".join(
+        f"{name}: {' '.join(parts) or 'none'}" for name, parts in types.items()
+    )
+    first = next(iter(types))
+    field = ("type", str, option(first, f"{help}.", choices=tuple(types)))
     return dataclasses.make_dataclass("TypeConfig", [field], frozen=True, namespace={"__doc__": "Targets."})
 
 
-def from_huggingface(family: Family) -> None:
-    """Read a Hugging Face directory or weights file; write weights of ours and their description."""
-    kind = _type_concern(family)
-    concerns = (ConversionConfig, kind)
-    config, chosen = Options(
-        f"Convert a Hugging Face {family.name} to weights of this toolkit.", *concerns
+def _conversion_concern(families: Sequence[Family]) -> type[ConversionConfig]:
+    has_decoder = any("decoder" in family.fixed_ours for family in families)
+    return DecoderConversionConfig if has_decoder else ConversionConfig
+
+
+def chosen_family(families: Sequence[Family], kind: str) -> tuple[Family, tuple[str, ...]]:
+    return next((family, family.types[kind]) for family in families if kind in family.types)
+
+
+def from_huggingface(*families: Family) -> None:
+    """Read a Hugging Face directory or weights file; write weights of ours and their description.
+
+    Args:
+        families: that the program is for; --type tells which.
+    """
+    concerns = (_conversion_concern(families), type_concern(families), VerificationConfig)
+    config, chosen, verification = Options(
+        f"Convert a Hugging Face {families[0].name} to weights of this toolkit.", *concerns
     ).build(*concerns)
+    _from_huggingface(config, verification, *chosen_family(families, chosen.type))
+
+
+def to_huggingface(*families: Family) -> None:
+    """Read weights of ours; write a Hugging Face directory, or a file if the output is named as one.
+
+    Args:
+        families: that the program is for; --type tells which.
+    """
+    concerns = (
+        _conversion_concern(families), type_concern(families), VerificationConfig, DescriptionConfig,
+        ShardConfig, TokenizerConfig,
+    )  # fmt: skip
+    options = Options(
+        f"Convert weights of this toolkit to a Hugging Face {families[0].name}: a directory, or "
+        "its weights alone where the output ends in .bin, .pt or .safetensors.",
+        *concerns,
+    )
+    config, chosen, verification, described, shards, tokenizer = options.build(*concerns)
+    family, parts = chosen_family(families, chosen.type)
+    _to_huggingface(config, verification, described, shards, tokenizer, family, parts)
+
+
+def convert() -> None:
+    """Either direction, of any family, which is found out."""
+    concerns = (
+        DirectionConfig, DecoderConversionConfig, VerificationConfig, DescriptionConfig, ShardConfig,
+        TokenizerConfig,
+    )  # fmt: skip
+    direction, config, verification, described, shards, tokenizer = Options(
+        "Convert weights of this toolkit to Hugging Face, or back; the family is found out.", *concerns
+    ).build(*concerns)
+    family = next((family for family in FAMILIES if family.name == direction.family), None)
+    if direction.to == "huggingface":
+        _to_huggingface(config, verification, described, shards, tokenizer, family)
+    else:
+        _from_huggingface(config, verification, family)
+
+
+def sbert_from_huggingface() -> None:
+    """Read a BERT, of sentence-transformers or not; write it as both streams of a siamese model."""
+    (config,) = Options(
+        "Convert a BERT of sentence-transformers to a siamese model of this toolkit.", ConversionConfig
+    ).build(ConversionConfig)
+    _from_huggingface(config, VerificationConfig(), BERT, siamese=True)
+
+
+def sbert_to_huggingface() -> None:
+    """Read a siamese BERT, or one alone; write a directory of sentence-transformers, or its weights alone."""
+    concerns = (ConversionConfig, DescriptionConfig, ShardConfig, TokenizerConfig)
+    config, described, shards, tokenizer_config = Options(
+        "Convert a siamese BERT of this toolkit, or a BERT, to a directory of sentence-transformers, or its "
+        "weights alone where the output ends in .bin, .pt or .safetensors.",
+        *concerns,
+    ).build(*concerns)
+    _to_huggingface(config, VerificationConfig(), described, shards, tokenizer_config, BERT, sentences=True)
+
+
+def _from_huggingface(
+    config: ConversionConfig,
+    verification: VerificationConfig,
+    family: Family | None,
+    parts: Sequence[str] | None = None,
+    *,
+    siamese: bool = False,
+) -> None:
     source, target = Path(config.input_model_path), Path(config.output_model_path)
     check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
-    model = huggingface.read(source, parts=family.types[chosen.type])
-    if model.family is not family:
+    if verification.verify:
+        check_verifiable(source)
+    model = huggingface.read(source, parts=parts, wanted=family)
+    if family is not None and model.family.name != family.name:
         raise ConfigError(f"--input_model_path: {source} is a {model.family.name} model, not {family.name}.")
-    _check_layers(source, model.tensors, config.layers_num)
+    check_layers(source, model.tensors, config)
+    publish(model, source, target, siamese)
+    if verification.verify:
+        verify(target, source)
+
+
+def publish(model: huggingface.HuggingFaceModel, source: Path, target: Path, siamese: bool = False) -> None:
+    """Write a model of theirs that was read from `source` as weights of ours, and say what was done.
+
+    Args:
+        siamese: write it twice, as the streams of a dual model.
+    """
+    tensors = two_streams(model.tensors) if siamese else model.tensors
     lines = [*model.notes, f"ignored: {', '.join(model.ignored) or 'none'}"]
     if model.has_config:
         description, said = _describe(model, source, target)
         lines.append(said)
-        publish_weights(model.tensors, target, description)
+        publish_weights(tensors, target, siamese_values(description) if siamese else description)
     else:
-        save_weights(model.tensors, target)
+        save_weights(tensors, target)
         lines.append(
             f"{description_path(target)} is not written: there is no config.json with {source} that says "
             "what the model is; give the directory to have it written"
         )
     layers = ", ".join(f"{count} layers" for count in layers_of(model.tensors).values())
     print(
-        f"{target}: {len(model.tensors)} tensors, {layers}, targets: {' '.join(model.parts) or 'none'}",
+        f"{target}: {len(tensors)} tensors, {layers}, targets: {' '.join(model.parts) or 'none'}",
         *lines,
         sep="\n",
     )
@@ -90,7 +238,10 @@ def from_huggingface(family: Family) -> None:
 def _describe(model: huggingface.HuggingFaceModel, source: Path, target: Path) -> tuple[dict[str, Any], str]:
     home = source if source.is_dir() else source.parent
     # A configuration names a target even if there is no head; its weights are left at random, and reported.
-    targets = model.parts or next(iter(model.family.types.values()))[:1]
+    base = next((family for family in FAMILIES if family.name == model.family.name), model.family)
+    targets = (
+        model.parts if model.family.head is None and model.parts else next(iter(base.types.values()))[:1]
+    )
     config = described_config(source, model.values | {"target": list(targets)})
     vocab_size = _check_shapes(source, model.tensors, config)
     tokenizer, why = None, "no tokenizer files"
@@ -100,42 +251,122 @@ def _describe(model: huggingface.HuggingFaceModel, source: Path, target: Path) -
         except DataError as error:
             why = str(error)
     said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
-    description = make_description(target, config, tokenizer, vocab_size=vocab_size)
+    further = {name: model.values[name] for name in SENTENCES if name in model.values}
+    if (target_size := tgt_vocab_size(model.tensors)) not in (None, vocab_size):
+        further["tgt_vocab_size"] = target_size
+    description = make_description(
+        target, config, tokenizer, model.labels, vocab_size=vocab_size, further=further
+    )
     return description, f"{description_path(target)}: {said}"
 
 
-def to_huggingface(family: Family) -> None:
-    """Read weights of ours; write a Hugging Face directory, or a file if the output is named as one."""
-    kind = _type_concern(family)
-    concerns = (ConversionConfig, kind, DescriptionConfig, TokenizerConfig)
-    options = Options(
-        f"Convert weights of this toolkit to a Hugging Face {family.name}: a directory, or "
-        "its weights alone where the output ends in .bin, .pt or .safetensors.",
-        *concerns,
-    )
-    config, chosen, described, tokenizer_config = options.build(*concerns)
+def _to_huggingface(
+    config: ConversionConfig,
+    verification: VerificationConfig,
+    described: DescriptionConfig,
+    shards: ShardConfig,
+    tokenizer_config: TokenizerConfig,
+    family: Family | None,
+    parts: Sequence[str] | None = None,
+    *,
+    sentences: bool = False,
+) -> None:
     source, target = Path(config.input_model_path), Path(config.output_model_path)
     check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
-    tensors = read_state_dict(source)
-    _check_layers(source, tensors, config.layers_num)
-    model_config, tokenizer = None, None
-    if not huggingface.is_file_name(target):
+    tensors, _ = open_weights(source)
+    description = read_description(source) or {}
+    if is_siamese(tensors):
+        tensors, sentences = one_stream(source, tensors), True
+    sentences = sentences or "normalize_features" in description
+    check_layers(source, tensors, config)
+    model_config, tokenizer, pooling = None, None, None
+    to_directory = not huggingface.is_file_name(target)
+    # A file needs no configuration, but for families whose heads are turned round.
+    if to_directory or described.config_path is not None or description:
         model_config = _model_config(source, described.config_path)
+        pooling = model_config.pooling
+        if model_config.is_dual:
+            model_config = dataclasses.replace(model_config.streams[0], target=("mlm",))
+        if sentences:  # theirs says it beside the model, whose heads read the first state
+            model_config = dataclasses.replace(model_config, pooling="first")
+        if described.max_seq_length is not None:
+            model_config = dataclasses.replace(model_config, max_seq_length=described.max_seq_length)
         _check_shapes(source, tensors, model_config)
+    if to_directory:
         tokenizer = _tokenizer(source, tokenizer_config)
+    labels = description.get("labels")
     try:
+        if family is None or parts is None:
+            families = FAMILIES if family is None else (family,)
+            family = _detect(tensors, model_config, tokenizer, labels, families)
         ignored = huggingface.write(
-            target, family, tensors, model_config, tokenizer, family.types[chosen.type]
+            target,
+            family,
+            tensors,
+            model_config,
+            tokenizer,
+            family.parts if parts is None else parts,
+            labels,
+            shards.max_shard_size * 1e9,
+            description | {"pooling": pooling} if sentences else None,
+            {} if described.max_seq_length is None else {"max_seq_length": described.max_seq_length},
         )
     except WeightsError as error:
         raise WeightsError(f"{source}: {error}") from None
     print(
-        f"{target}: {len(tensors) - len(ignored)} tensors converted",
+        f"{target}: {family.name}, {len(tensors) - len(ignored)} tensors converted",
         f"ignored: {', '.join(ignored) or 'none'}",
         sep="\n",
     )
-    if model_config is not None and tokenizer is None:
+    if to_directory and tokenizer is None:
         print("no tokenizer is written: none lies beside the weights (--vocab_path gives one)")
+    elif tokenizer is not None and huggingface.their_tokenizer(family, tokenizer) is None:
+        print(f"no tokenizer is written: none of theirs for {family.name} is like '{tokenizer.kind}'")
+    if verification.verify:
+        verify(source, target, model_config)
+
+
+def _detect(
+    tensors: Mapping[str, Tensor],
+    config: ModelConfig | None,
+    tokenizer: Tokenizer | None,
+    labels: Sequence[str] | None,
+    families: Sequence[Family],
+) -> Family:
+    """The family that weights of ours fit, with its head.
+
+    Raises:
+        WeightsError: none; with what is in the way of the nearest one.
+    """
+    fitting, problems = [], []
+    for family in families:
+        family = family.with_head_in(tensors, ours=True)
+        try:
+            huggingface.as_theirs(family, tensors, config, tokenizer, family.parts)
+        except WeightsError as error:
+            problems.append(str(error))
+        else:
+            fitting.append(family)
+    if not fitting:
+        # Names that do not fit are further away than options, of which the messages join the fewest.
+        raise WeightsError(min(problems, key=lambda problem: ("tensors" in problem, problem.count(";"))))
+    if tokenizer is not None:
+        usual = [
+            family
+            for family in fitting
+            if (huggingface.their_tokenizer(family, tokenizer) or [None])[0] == family.tokenizer_class
+        ]
+        fitting = usual or fitting
+    family = fitting[0]
+    if len(fitting) > 1:
+        others = ", ".join(other.name for other in fitting[1:])
+        print(f"taken as {family.name}; {others} would fit too (--family chooses)")
+    if family.head == "token_classification" and labels is None and len(tensors["output_layer.bias"]) == 2:
+        # One layer of two outputs without names: the first and the last word of an answer.
+        print("taken as question answering, as the two outputs have no labels")
+        base = next(one for one in families if one.name == family.name)
+        return base.with_head("question_answering")
+    return family
 
 
 def _model_config(source: Path, config_path: str | None) -> ModelConfig:
@@ -161,17 +392,25 @@ def _tokenizer(source: Path, config: TokenizerConfig) -> Tokenizer | None:
     )
 
 
-def _check_layers(source: Path, tensors: StateDict, layers_num: int | None) -> None:
-    found = layers_of(tensors).get("encoder.transformer")
-    if layers_num is not None and found is not None and layers_num != found:
-        raise ConfigError(
-            f"`layers_num` is {layers_num}, but {source} has {found} layers; leave the option out."
-        )
+def check_layers(source: Path, tensors: Mapping[str, Tensor], config: ConversionConfig) -> None:
+    """Refuse numbers of layers that the tensors contradict; a shared layer (ALBERT) has none."""
+    layers = layers_of(tensors)
+    for stack, name in huggingface.LAYERS.items():
+        given, found = getattr(config, name, None), layers.get(stack)
+        if given is not None and found is not None and given != found:
+            raise ConfigError(f"`{name}` is {given}, but {source} has {found} layers; leave the option out.")
 
 
-def _check_shapes(source: Path, tensors: StateDict, config: ModelConfig) -> int:
+def _check_shapes(source: Path, tensors: Mapping[str, Tensor], config: ModelConfig) -> int:
     """Refuse a configuration that the tensors contradict; returns the size of the vocabulary."""
     vocab_size = tensors["embedding.word.embedding.weight"].shape[0]
     with torch.device("meta"):
-        check_fit(source, tensors, build_model(config, vocab_size).state_dict())
+        model = build_model(config, vocab_size, tgt_vocab_size=tgt_vocab_size(tensors))
+        check_fit(source, tensors, model.state_dict())
     return vocab_size
+
+
+def tgt_vocab_size(tensors: Mapping[str, Tensor]) -> int | None:
+    """Rows of the decoder's word embedding, where there is one."""
+    name = "tgt_embedding.word.embedding.weight"
+    return len(tensors[name]) if name in tensors else None

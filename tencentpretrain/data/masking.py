@@ -7,6 +7,7 @@ words, or as spans of tokens or of whole words (Joshi et al. 2020, "SpanBERT", s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,22 +30,30 @@ _ORDER, _LENGTH, _KIND, _TOKEN = (np.uint64(purpose << 32) for purpose in range(
 class Masking:
     """Hides tokens of rows.
 
+    Args:
+        budget: share of the tokens that are chosen.
+        lengths: probabilities of spans of 1, 2 … units, up to a factor; default: what the configuration says.
+
     Raises:
-        DataError: the vocabulary has no [MASK], or nothing but special tokens.
+        DataError: the vocabulary has nothing but special tokens; when called: it has no [MASK].
     """
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer) -> None:
-        self.mask_id = tokenizer.require("mask")
-        self._special = np.zeros(tokenizer.vocab_size, bool)
-        self._special[sorted(tokenizer.special_ids)] = True
-        self._ordinary = np.flatnonzero(~self._special)
+    def __init__(
+        self, config: DataConfig, tokenizer: Tokenizer, budget: float = BUDGET, lengths: Sequence[float] = ()
+    ) -> None:
+        self._tokenizer = tokenizer
+        self.is_ordinary = np.ones(tokenizer.vocab_size, bool)  # by id: may be hidden
+        self.is_ordinary[sorted(tokenizer.special_ids)] = False
+        self._ordinary = np.flatnonzero(self.is_ordinary)
         if not self._ordinary.size:
             raise DataError("the vocabulary has nothing but special tokens.")
         self._continues = tokenizer.continues_word if config.whole_word_masking else None
+        self._budget = budget
         self._lengths = None
-        if config.span_masking:
-            # Cumulative distribution of the lengths 1, 2 … span_max_length: geometric, cut off, scaled to 1.
-            law = (1 - config.span_geo_prob) ** np.arange(config.span_max_length)
+        if config.span_masking or len(lengths):
+            law = np.array(lengths)
+            if config.span_masking:  # a geometric law, cut off
+                law = (1 - config.span_geo_prob) ** np.arange(config.span_max_length)
             self._lengths = np.cumsum(law) / law.sum()
 
     def __call__(self, input_ids: Ints, streams: UInts) -> tuple[Ints, Ints]:
@@ -57,11 +66,7 @@ class Masking:
         Returns:
             What the model sees and the labels, both [B, S]; labels are -100 where nothing is predicted.
         """
-        ordinary = ~self._special[input_ids]
-        units = self._units(input_ids, ordinary)
-        spans = units if self._lengths is None else self._spans(units, ordinary, streams)
-        chosen = _choose(units, spans, ordinary, streams)
-
+        chosen, spans = self._choose(input_ids, streams)
         rows, columns = np.nonzero(chosen)
         labels = np.full_like(input_ids, IGNORED)
         labels[rows, columns] = input_ids[rows, columns]
@@ -69,11 +74,25 @@ class Masking:
         deciding = columns if self._lengths is None else _first_columns(spans)[rows, columns]
         kind = uniform(streams[rows], _KIND + deciding.astype(np.uint64))
         random = self._ordinary[below(self._ordinary.size, streams[rows], _TOKEN + columns.astype(np.uint64))]
-        shown = np.where(kind < MASKED, self.mask_id, random)
+        shown = np.where(kind < MASKED, self._tokenizer.require("mask"), random)
         replaced = kind < MASKED + REPLACED
         seen = input_ids.copy()
         seen[rows[replaced], columns[replaced]] = shown[replaced]
         return seen, labels
+
+    def choose(self, input_ids: Ints, streams: UInts) -> tuple[Bools, Bools]:
+        """Which tokens are chosen, and at which of them a span begins; both [B, S]."""
+        chosen, spans = self._choose(input_ids, streams)
+        begins = chosen & spans
+        begins[:, 1:] |= chosen[:, 1:] & ~chosen[:, :-1]  # after a word that did not fit into the budget
+        return chosen, begins
+
+    def _choose(self, input_ids: Ints, streams: UInts) -> tuple[Bools, Bools]:
+        """Which tokens are chosen, and where spans begin, chosen or not."""
+        ordinary = self.is_ordinary[input_ids]
+        units = self._units(input_ids, ordinary)
+        spans = units if self._lengths is None else self._spans(units, ordinary, streams)
+        return _choose(units, spans, ordinary, streams, self._budget), spans
 
     def _units(self, input_ids: Ints, ordinary: Bools) -> Bools:
         """Where a token or a word begins that is hidden as one, [B, S]."""
@@ -111,12 +130,12 @@ def _first_columns(begins: Bools) -> Ints:
     return np.maximum.accumulate(np.where(begins, np.arange(begins.shape[1]), 0), axis=1)
 
 
-def _choose(units: Bools, spans: Bools, ordinary: Bools, streams: UInts) -> Bools:
+def _choose(units: Bools, spans: Bools, ordinary: Bools, streams: UInts, share: float) -> Bools:
     """Take units in the random order of their spans as long as they fit into the budget, [B, S].
 
     A unit that does not fit is passed over, as in BERT; where none fits, the first one is taken.
     """
-    budget = np.maximum(np.rint(BUDGET * ordinary.sum(axis=1)), 1).astype(np.int64)[:, None]
+    budget = np.maximum(np.rint(share * ordinary.sum(axis=1)), 1).astype(np.int64)[:, None]
     width = units.shape[1]
     columns = np.arange(width)
     # Sorted by the random number of the span, then by column; what begins no unit comes last.

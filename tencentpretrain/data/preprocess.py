@@ -5,12 +5,16 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import errno
+import hashlib
 import itertools
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -27,13 +31,15 @@ from tencentpretrain.data.corpora import (
     CorpusFile,
     blocks,
     corpus_files,
+    part_of,
     progress_bar,
     read_texts,
 )
-from tencentpretrain.data.store import COUNTS, Array
-from tencentpretrain.data.writer import StoreWriter, check_replaceable, token_dtype
-from tencentpretrain.errors import DataError
-from tencentpretrain.files import complete_directory, remove_leftovers
+from tencentpretrain.data.duplicates import Deduplicator, digests_of, documents_within
+from tencentpretrain.data.store import COUNTS, Array, read_meta
+from tencentpretrain.data.writer import PROGRESS, SHARD_TOKENS, StoreWriter, check_replaceable, token_dtype
+from tencentpretrain.errors import DataError, Terminated, UserError
+from tencentpretrain.files import complete_directory, json_text, leftovers, read_json, remove_leftovers
 
 if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
@@ -41,6 +47,9 @@ if TYPE_CHECKING:
 CHUNK_CHARS = 1 << 17  # characters given to the tokenizer at once, which takes some 150 bytes for each
 CUTS = " \t\u3000。，！？；,.!?;"  # where a longer text is cut, at best
 EXAMPLES = 10  # bad lines named one by one
+TWO_TEXTS = ("pairs", "instructions")  # layouts of documents of two texts, neither of them empty
+SAVE_SECONDS = 10.0  # how often an interrupted run could go on
+LARGEST_WAITING = 1 << 20  # tokens of an unfinished document; while it has more, nothing is saved
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -55,6 +64,23 @@ class Tokenised(NamedTuple):
     lines_num: int
     bad_lines: list[tuple[int, str]]
     empty_num: int
+    digests: Array | None  # of the documents that begin and end in the block, to find equal ones
+
+
+Numbered = tuple[int, Block]  # with the number of its file
+
+
+class How(NamedTuple):
+    """How blocks are tokenised."""
+
+    layout: str
+    tokenizer: Tokenizer
+    tgt_tokenizer: Tokenizer | None = None
+    digests: bool = False
+
+
+class _KilledError(DataError):
+    """The system ended a process; what is done is good."""
 
 
 class CorpusReport:
@@ -65,18 +91,21 @@ class CorpusReport:
         self.bad_lines_num = 0
         self.bad_lines: list[str] = []  # the first of them: file, line number and reason
         self.empty_num = 0  # texts of which the tokenizer leaves nothing
+        self.duplicates_num = 0  # documents that were there before
         self._first_line = 0
-        self._foreign: Path | None = None  # the first file of which much is not UTF-8
+        self._foreign: str | None = None  # the first file of which much is not UTF-8
 
     def add(self, block: Block, result: Tokenised) -> None:
-        if block.start == 0:
+        if block.start == block.file.start:
             self._first_line = self.lines_num
+        is_text, start = block.file.form != "parquet", block.file.start
+        where = f"line {{}} after byte {start}" if is_text and start else "line {}" if is_text else "row {}"
         for number, reason in result.bad_lines[: EXAMPLES - len(self.bad_lines)]:
-            number += self.lines_num - self._first_line
-            self.bad_lines.append(f"{block.file.path}, line {number}: {reason}")
+            number += self.lines_num - self._first_line + (0 if is_text else start)
+            self.bad_lines.append(f"{block.file.path}, {where.format(number)}: {reason}")
         foreign_num = sum(reason.startswith(NOT_UTF8) for _, reason in result.bad_lines)
         if self._foreign is None and foreign_num > result.lines_num / 10:
-            self._foreign = block.file.path
+            self._foreign = str(block.file.path)
         self.lines_num += result.lines_num
         self.bad_lines_num += len(result.bad_lines)
         self.empty_num += result.empty_num
@@ -95,6 +124,8 @@ class CorpusReport:
             lines.append(f"Much of {self._foreign} is {NOT_UTF8}; {CONVERT}.")
         if self.empty_num:
             lines.append(f"{self.empty_num:,} texts have no token and are left out.")
+        if self.duplicates_num:
+            lines.append(f"{self.duplicates_num:,} documents were there before and are left out.")
         return "\n".join(lines)
 
 
@@ -103,6 +134,7 @@ def preprocess(
     layout: str,
     tokenizer: Tokenizer,
     options: dict[str, Any] | None = None,
+    tgt_tokenizer: Tokenizer | None = None,
     block_size: int = BLOCK_SIZE,
 ) -> CorpusReport:
     """Write the token store `config.dataset_path` from the corpus `config.corpus_path`.
@@ -110,6 +142,7 @@ def preprocess(
     Args:
         layout: how lines make documents, as the processor wants them (see `corpora.read_texts`).
         options: data options of the user that the store remembers.
+        tgt_tokenizer: of the second text of each pair, where it is another one.
 
     Raises:
         DataError: an unusable corpus, too many bad lines, a path that something else has, or a full disk.
@@ -117,13 +150,25 @@ def preprocess(
     path = Path(os.path.realpath(config.dataset_path))
     check_replaceable(path)
     files = corpus_files(config.corpus_path, config.json_format_corpus)
-    remove_leftovers(path)
+    corpus: dict[str, Any] = {"files": [str(file.path) for file in files]}
+    if config.part is not None:
+        sizes = "".join(f"{file.path.name} {file.size}\n" for file in files)
+        corpus["part"] = {"number": config.part[0], "of": config.part[1], "corpus": _digest(sizes)}
+        files = part_of(files, *config.part, layout)
+    how = How(layout, tokenizer, tgt_tokenizer, config.dedup is not None)
+    run = _digest(_description(files, how, block_size))
+    if config.part is not None:
+        corpus["part"]["run"] = run
+        if config.resume == "auto" and (done := _done(path, run, options or {})) is not None:
+            return done
+    earlier, progress = _earlier_run(path, run) if config.resume == "auto" else (None, None)
+    remove_leftovers(path, keep=earlier)
+    resumable = (KeyboardInterrupt, Terminated, _KilledError) if config.resume == "auto" else ()
     try:
-        with complete_directory(path) as directory:
-            writer = StoreWriter(directory, tokenizer, layout)
-            report = _write(writer, files, config, block_size)
-            names = [str(file.path) for file in files]
-            writer.close(options or {}, {"files": names, **report.as_json()})
+        with complete_directory(path, earlier, resumable) as directory:
+            writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, SHARD_TOKENS, progress)
+            report = _Run(writer, files, config, how, run, progress, block_size).write()
+            writer.close(options or {}, corpus | report.as_json())
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -134,23 +179,131 @@ def preprocess(
     return report
 
 
-def _write(
-    writer: StoreWriter, files: list[CorpusFile], config: PreprocessConfig, block_size: int
-) -> CorpusReport:
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
+
+
+def _description(files: list[CorpusFile], how: How, block_size: int) -> str:
+    """All that the bytes of a store depend on."""
+    sides = (how.tokenizer, how.tgt_tokenizer)
+    fingerprints = [side.fingerprint for side in sides if side is not None]
+    parts = [[*map(str, dataclasses.astuple(file)), file.path.stat().st_mtime_ns] for file in files]
+    return json_text([how.layout, how.digests, block_size, SHARD_TOKENS, fingerprints, parts])
+
+
+def _earlier_run(path: Path, run: str) -> tuple[Path | None, dict[str, Any] | None]:
+    """The directory of an equal run that ended early, and what it kept of its progress."""
+    for entry in leftovers(path):
+        if (entry / PROGRESS).is_file():
+            with contextlib.suppress(UserError):
+                progress: dict[str, Any] = read_json(entry / PROGRESS)
+                if progress["run"] == run:
+                    return entry, progress
+    return None, None
+
+
+def _done(path: Path, run: str, options: dict[str, Any]) -> CorpusReport | None:
+    """The report on a part of a corpus that an equal run has finished."""
+    try:
+        meta = read_meta(path)
+    except DataError:
+        return None
+    if meta["corpus"].get("part", {}).get("run") != run or meta["options"] != options:
+        return None
     report = CorpusReport()
-    every_block = (block for file in files for block in blocks(file, block_size))
-    with (
-        _results(every_block, writer.tokenizer, writer.layout, config.processes_num) as results,
-        progress_bar(files, "preprocess") as progress,
-    ):
-        for block, result in results:
-            writer.append(result.tokens, result.lengths, result.starts, result.labels)
-            report.add(block, result)
-            if report.bad_lines_num > config.max_bad_lines:
-                raise DataError(f"more bad lines than --max_bad_lines ({config.max_bad_lines}).\n{report}")
-            progress.update(block.progress)
-    _check_usable(writer, files, report)
+    vars(report).update((name, meta["corpus"][name]) for name in report.as_json())
     return report
+
+
+class _Run:
+    """One pass over a corpus, perhaps from where an earlier one ended."""
+
+    def __init__(
+        self,
+        writer: StoreWriter,
+        files: list[CorpusFile],
+        config: PreprocessConfig,
+        how: How,
+        run: str,
+        progress: dict[str, Any] | None,
+        block_size: int,
+    ) -> None:
+        self._writer = writer
+        self._files = files
+        self._config = config
+        self._how = how
+        self._run = run
+        self._block_size = block_size
+        self._report = CorpusReport()
+        self._file, self._start, self._done = 0, None, 0
+        if progress is not None:
+            vars(self._report).update(progress["report"])
+            self._file, self._start, self._done = progress["position"]
+        self._deduplicator = None
+        if how.digests:
+            state = None if progress is None else progress["duplicates"]
+            self._deduplicator = Deduplicator(writer.directory, writer.dtype, writer.layout, state)
+
+    def write(self) -> CorpusReport:
+        writer, report, deduplicator = self._writer, self._report, self._deduplicator
+        saved = time.monotonic()
+        with (
+            _results(self._blocks(), self._how, self._config.processes_num) as results,
+            progress_bar(self._files, "preprocess") as bar,
+        ):
+            if self._done:
+                print(f"An interrupted run continues after {self._done:,} bytes.", file=sys.stderr)
+                bar.update(self._done)
+            for (number, block), result in results:
+                sentences = result.tokens, result.lengths, result.starts, result.labels
+                if deduplicator is not None:
+                    assert result.digests is not None
+                    sentences = deduplicator.filter(*sentences, result.digests)
+                    report.duplicates_num = deduplicator.dropped_num
+                writer.append(*sentences)
+                report.add(block, result)
+                if report.bad_lines_num > self._config.max_bad_lines:
+                    limit = self._config.max_bad_lines
+                    raise DataError(f"more bad lines than --max_bad_lines ({limit}).\n{report}")
+                bar.update(block.progress)
+                self._file, self._start, self._done = number, block.end, self._done + block.progress
+                if time.monotonic() - saved >= SAVE_SECONDS:
+                    self._save()
+                    saved = time.monotonic()
+        if deduplicator is not None and self._file < len(self._files):
+            writer.append(*deduplicator.rest())
+            report.duplicates_num = deduplicator.dropped_num
+        if self._config.part is None:
+            _check_usable(writer, self._files, report)
+        writer.close_last_shard()
+        self._file, self._start, self._deduplicator = len(self._files), None, None
+        self._save()
+        if deduplicator is not None:
+            deduplicator.close()
+        return report
+
+    def _blocks(self) -> Iterator[tuple[int, Block]]:
+        first, start = self._file, self._start
+        for number, file in enumerate(self._files[first:], start=first):
+            for block in blocks(file, self._block_size, start):
+                yield number, block
+            start = None
+
+    def _save(self) -> None:
+        """Keep the progress, unless a document is being collected that is too long for it."""
+        duplicates = None
+        if self._deduplicator is not None:
+            if self._deduplicator.open_tokens_num > LARGEST_WAITING:
+                return
+            duplicates = self._deduplicator.state()
+        self._writer.save_progress(
+            {
+                "run": self._run,
+                "position": [self._file, self._start, self._done],
+                "report": vars(self._report),
+                "duplicates": duplicates,
+            }
+        )
 
 
 def _check_usable(writer: StoreWriter, files: list[CorpusFile], report: CorpusReport) -> None:
@@ -167,10 +320,16 @@ def _check_usable(writer: StoreWriter, files: list[CorpusFile], report: CorpusRe
         )
 
 
-def tokenise(block: Block, layout: str, tokenizer: Tokenizer) -> Tokenised:
+def tokenise(block: Block, how: How) -> Tokenised:
     """Read and tokenise a block. Special tokens that are written out in a text are text."""
+    layout, tokenizer, tgt_tokenizer, with_digests = how
     texts, starts_list, labels_list, lines_num, bad_lines = read_texts(block, layout)
-    tokens, lengths = _encode(texts, tokenizer)
+    dtype = token_dtype(max(each.vocab_size for each in (tokenizer, tgt_tokenizer) if each is not None))
+    if tgt_tokenizer is None:
+        tokens, lengths = _encode(texts, tokenizer, dtype)
+    else:
+        sides = (texts[::2], tokenizer), (texts[1::2], tgt_tokenizer)
+        tokens, lengths = _interleaved(*(_encode(*side, dtype) for side in sides))
     starts = np.array(starts_list, dtype=np.int64)
     labels = None
     kept = lengths > 0
@@ -182,28 +341,44 @@ def tokenise(block: Block, layout: str, tokenizer: Tokenizer) -> Tokenised:
             used = np.add.reduceat(lengths, firsts) > 0
             kept = np.repeat(used, np.diff(firsts, append=len(texts)))
             labels = labels[used]
+    elif layout in TWO_TEXTS:
+        kept = np.repeat(np.minimum(lengths[::2], lengths[1::2]) > 0, 2)
     kept_before = np.concatenate(([0], np.cumsum(kept)))
-    tokens = tokens.astype(token_dtype(tokenizer.vocab_size))
+    if layout in TWO_TEXTS:  # with its empty text another one goes
+        tokens = tokens[np.repeat(kept, lengths)]
     empty_num = len(kept) - int(kept_before[-1])
-    return Tokenised(tokens, lengths[kept], kept_before[starts], labels, lines_num, bad_lines, empty_num)
+    lengths, starts, digests = lengths[kept], kept_before[starts], None
+    if with_digests:
+        digests = digests_of(tokens, lengths, documents_within(starts, len(lengths), layout), labels)
+    return Tokenised(tokens, lengths, starts, labels, lines_num, bad_lines, empty_num, digests)
 
 
-def _encode(texts: list[str], tokenizer: Tokenizer) -> tuple[Array, Array]:
-    """Tokens of all texts, one after the other, and the length of each; memory does not grow with a text."""
-    pieces, first_pieces = texts, None
-    if max(map(len, texts), default=0) > CHUNK_CHARS:
-        cut = [list(_pieces(text)) for text in texts]
-        pieces = list(itertools.chain.from_iterable(cut))
-        first_pieces = np.cumsum([0, *map(len, cut)])[:-1]
-    tokens, lengths = [np.empty(0, dtype=np.int32)], [np.empty(0, dtype=np.int64)]
-    for chunk in _chunks(pieces):
-        ids, counts = tokenizer.encode_batch(chunk, special_tokens=False)
-        tokens.append(ids)
-        lengths.append(counts)
-    all_lengths = np.concatenate(lengths)
-    if first_pieces is not None:
-        all_lengths = np.add.reduceat(all_lengths, first_pieces)
-    return np.concatenate(tokens), all_lengths
+def _interleaved(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    """The texts of two sequences in turn."""
+    lengths = np.stack([one[1], other[1]], axis=1).ravel()
+    tokens = np.empty(lengths.sum(), one[0].dtype)
+    first = np.repeat(np.arange(len(lengths)) % 2 == 0, lengths)
+    tokens[first], tokens[~first] = one[0], other[0]
+    return tokens, lengths
+
+
+def _encode(texts: list[str], tokenizer: Tokenizer, dtype: str) -> tuple[Array, Array]:
+    """Tokens of all texts, one after the other, and the length of each; memory grows with tokens alone."""
+    tokens, lengths = [np.empty(0, dtype)], [np.empty(0, np.int64)]
+
+    def encode(batch: list[str]) -> Array:
+        ids, counts = tokenizer.encode_batch(batch, special_tokens=False)
+        tokens.append(ids.astype(dtype))
+        return counts
+
+    for chunk in _chunks(texts):
+        if max(map(len, chunk)) <= CHUNK_CHARS:
+            lengths.append(encode(chunk))
+        else:
+            lengths.append(
+                np.array([sum(int(encode([piece])[0]) for piece in _pieces(text)) for text in chunk])
+            )
+    return np.concatenate(tokens), np.concatenate(lengths)
 
 
 def _pieces(text: str) -> Iterator[str]:
@@ -217,25 +392,25 @@ def _pieces(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _chunks(pieces: list[str]) -> Iterator[list[str]]:
-    numbers = np.cumsum(np.fromiter(map(len, pieces), np.int64, len(pieces))) // CHUNK_CHARS
+def _chunks(texts: list[str]) -> Iterator[list[str]]:
+    numbers = np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts))) // CHUNK_CHARS
     borders = (np.flatnonzero(np.diff(numbers)) + 1).tolist()
-    for low, high in itertools.pairwise([0, *borders, len(pieces)]):
+    for low, high in itertools.pairwise([0, *borders, len(texts)]):
         if low < high:
-            yield pieces[low:high]
+            yield texts[low:high]
 
 
 @contextlib.contextmanager
 def _results(
-    every_block: Iterable[Block], tokenizer: Tokenizer, layout: str, processes_num: int
-) -> Iterator[Iterator[tuple[Block, Tokenised]]]:
+    every_block: Iterable[Numbered], how: How, processes_num: int
+) -> Iterator[Iterator[tuple[Numbered, Tokenised]]]:
     """Blocks tokenised, in order: by as many processes, or here where one is enough."""
     if processes_num == 1:
         with _one_thread():
-            yield ((block, tokenise(block, layout, tokenizer)) for block in every_block)
+            yield (((number, block), tokenise(block, how)) for number, block in every_block)
         return
     executor = concurrent.futures.ProcessPoolExecutor(
-        processes_num, multiprocessing.get_context("fork"), _start_worker, (tokenizer, layout)
+        processes_num, multiprocessing.get_context("fork"), _start_worker, (how,)
     )
     try:
         # The first task forks all workers; signals wait until _start_worker has said what they mean there.
@@ -246,20 +421,21 @@ def _results(
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         yield _in_order(every_block, executor, processes_num)
     except BrokenProcessPool:
-        raise DataError(
-            "a tokenising process was killed, most likely because memory ran out; use fewer --processes_num."
+        raise _KilledError(
+            "a tokenising process was killed, most likely because memory ran out; use fewer --processes_num. "
+            "The run goes on from where it was."
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
 
 
 def _in_order(
-    every_block: Iterable[Block], executor: concurrent.futures.ProcessPoolExecutor, processes_num: int
-) -> Iterator[tuple[Block, Tokenised]]:
+    every_block: Iterable[Numbered], executor: concurrent.futures.ProcessPoolExecutor, processes_num: int
+) -> Iterator[tuple[Numbered, Tokenised]]:
     """Results in the order of the blocks; only a few wait for each process, so that memory is bounded."""
-    waiting: collections.deque[tuple[Block, concurrent.futures.Future[Tokenised]]] = collections.deque()
-    for block in every_block:
-        waiting.append((block, executor.submit(_work, block)))
+    waiting: collections.deque[tuple[Numbered, concurrent.futures.Future[Tokenised]]] = collections.deque()
+    for number, block in every_block:
+        waiting.append(((number, block), executor.submit(_work, block)))
         if len(waiting) > 2 * processes_num:
             oldest, future = waiting.popleft()
             yield oldest, future.result()
@@ -281,13 +457,13 @@ def _one_thread() -> Iterator[None]:
             os.environ[PARALLELISM] = before
 
 
-_worker: tuple[str, Tokenizer]  # of this process
+_worker: How  # of this process
 
 
-def _start_worker(tokenizer: Tokenizer, layout: str) -> None:
+def _start_worker(how: How) -> None:
     global _worker
     os.environ[PARALLELISM] = "false"
-    _worker = layout, tokenizer
+    _worker = how
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process answers Ctrl-C
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
@@ -302,4 +478,4 @@ def _die_with_parent() -> None:
 
 
 def _work(block: Block) -> Tokenised:
-    return tokenise(block, *_worker)
+    return tokenise(block, _worker)

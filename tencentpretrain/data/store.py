@@ -7,8 +7,11 @@ labelled corpora); the tokenizer; and `meta.json`, written last. `writer.py` wri
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import mmap
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +33,7 @@ VERSION = 1
 COUNTS = ("tokens_num", "sentences_num", "documents_num")
 DTYPES = {"sentences": "uint32", "documents": "uint32", "labels": "int32"}  # that of tokens is in meta.json
 REMAKE = "make it with preprocess.py"  # what to do about an unusable store
+MANY_SHARDS = 50
 QUICK_TOKENS = 2**28  # bytes of tokens that are read in a moment
 
 
@@ -62,11 +66,12 @@ class TokenStore:
         self.sentences_num: int = meta["sentences_num"]
         self.documents_num: int = meta["documents_num"]
         self.labels_num: int = meta["labels_num"]
-        self._vocab_size: int = meta["tokenizer"]["vocab_size"]
+        sides = ("tokenizer", "tgt_tokenizer")
+        self._vocab_size: int = max(meta[side]["vocab_size"] for side in sides if side in meta)
         self._first_tokens = np.array([shard.first_token for shard in shards])
         self._first_sentences = np.array([shard.first_sentence for shard in shards])
         self._first_documents = np.array([shard.first_document for shard in shards])
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizers: dict[str, Tokenizer] = {}
 
     def __reduce__(self) -> tuple[Callable[[Path], TokenStore], tuple[Path]]:
         return TokenStore.open, (self.path,)  # another process maps the files itself
@@ -83,6 +88,8 @@ class TokenStore:
         try:
             shards = []
             firsts = [0, 0, 0]
+            if len(meta["shards"]) > MANY_SHARDS:
+                _allow_open_files()
             for entry in meta["shards"]:
                 shards.append(_open_shard(path, entry, meta["dtype"], firsts))
                 firsts = [first + entry[count] for first, count in zip(firsts, COUNTS, strict=True)]
@@ -119,16 +126,24 @@ class TokenStore:
     @property
     def tokenizer(self) -> Tokenizer:
         """The tokenizer the store was made with."""
-        if self._tokenizer is None:
+        return self._load_tokenizer("tokenizer")
+
+    @property
+    def tgt_tokenizer(self) -> Tokenizer:
+        """That of the second text of each pair."""
+        return self._load_tokenizer("tgt_tokenizer" if "tgt_tokenizer" in self.meta else "tokenizer")
+
+    def _load_tokenizer(self, side: str) -> Tokenizer:
+        if side not in self._tokenizers:
             from tencentpretrain.tokenizers import load_tokenizer
 
-            tokenizer = load_tokenizer(self.path / "tokenizer")
-            if tokenizer.fingerprint != self.meta["tokenizer"]["fingerprint"]:
+            tokenizer = load_tokenizer(self.path / side)
+            if tokenizer.fingerprint != self.meta[side]["fingerprint"]:
                 raise DataError(
-                    f"{self.path / 'tokenizer'} is not the tokenizer the store was made with; {REMAKE} again."
+                    f"{self.path / side} is not the tokenizer the store was made with; {REMAKE} again."
                 )
-            self._tokenizer = tokenizer
-        return self._tokenizer
+            self._tokenizers[side] = tokenizer
+        return self._tokenizers[side]
 
     def tokens_at(self, positions: Indices) -> Indices:
         """Token ids at positions of the store; DataError for one that is not in the vocabulary."""
@@ -164,6 +179,10 @@ class TokenStore:
         """The document each sentence belongs to."""
         return self._gather(sentences, self._first_sentences, _document_of_sentence)
 
+    def sentence_of_token(self, positions: Indices) -> Indices:
+        """The sentence each position belongs to."""
+        return self._gather(positions, self._first_tokens, _sentence_of_token)
+
     def labels_at(self, documents: Indices) -> Indices:
         """Labels of documents, in a labelled store."""
         return self._gather(documents, self._first_documents, _labels)
@@ -195,6 +214,11 @@ def _document_of_sentence(shard: Shard, sentences: Indices) -> Array:
     # Keys of another type than the array's would make numpy convert the whole array.
     keys = sentences.astype(shard.documents.dtype)
     return np.searchsorted(shard.documents, keys, side="right") - 1 + shard.first_document
+
+
+def _sentence_of_token(shard: Shard, positions: Indices) -> Array:
+    keys = positions.astype(shard.sentences.dtype)
+    return np.searchsorted(shard.sentences, keys, side="right") - 1 + shard.first_sentence
 
 
 def _labels(shard: Shard, documents: Indices) -> Array:
@@ -235,8 +259,17 @@ def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:
         )
     if size == 0:
         return np.empty(0, dtype)
-    # A plain array over the mapping: indexing a np.memmap costs several times as much.
-    return np.memmap(path, dtype=dtype, mode="r", shape=(size // dtype.itemsize,)).view(np.ndarray)
+    # Not np.memmap: to make one, and to index it, costs several times as much.
+    with path.open("rb") as file:
+        mapping = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ)
+    return np.frombuffer(mapping, dtype, size // dtype.itemsize)
+
+
+def _allow_open_files() -> None:
+    """A mapping keeps its file open, and the usual limit is 1024: raise it as far as the system lets us."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def read_meta(path: Path) -> dict[str, Any]:

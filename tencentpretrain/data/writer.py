@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +20,26 @@ if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
 
 SHARD_TOKENS = 2**30  # a shard that has so many is closed; it ends where a document does
-OWN_FILES = re.compile(r"meta\.json|tokenizer|\d{5}\.(tokens|sentences|documents|labels)")
+OWN_FILES = re.compile(r"meta\.json|(tgt_)?tokenizer|\d{5}\.(tokens|sentences|documents|labels)")
+PROGRESS = "progress.json"  # how far an unfinished store is
 
 
-class _ArrayFile:
-    """An array that grows on disk, with its checksum."""
+class ArrayFile:
+    """An array that grows on disk, with its checksum.
 
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+    Args:
+        entries_num: how many entries are kept of what an earlier run wrote.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], entries_num: int = 0) -> None:
         self.path = path
-        self.entries_num = 0
+        self.entries_num = entries_num
         self._dtype = dtype
         self._digest = hashlib.blake2b(digest_size=16)
-        self._file = path.open("wb")
+        self._file = path.open("r+b" if entries_num else "w+b")
+        self._file.truncate(entries_num * dtype.itemsize)
+        while block := self._file.read(1 << 20):
+            self._digest.update(block)
 
     def append(self, values: npt.ArrayLike) -> None:
         array = np.ascontiguousarray(values, dtype=self._dtype)
@@ -37,25 +47,45 @@ class _ArrayFile:
         self._digest.update(array.data)
         self._file.write(array.data)
 
+    def sync(self) -> None:
+        """Make what was written survive a power cut."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def close(self) -> dict[str, Any]:
+        self.sync()
         self._file.close()
         return {"size": self.entries_num * self._dtype.itemsize, "blake2b": self._digest.hexdigest()}
 
 
 class _ShardWriter:
-    def __init__(self, directory: Path, number: int, dtype: str, layout: str) -> None:
+    """Writes the files of a shard; `state`, if not empty, is where an earlier run was."""
+
+    def __init__(self, directory: Path, number: int, dtype: str, layout: str, state: dict[str, Any]) -> None:
         dtypes = {"tokens": dtype} | DTYPES
         if layout == "documents":
             del dtypes["documents"]
         if layout != "labelled":
             del dtypes["labels"]
+        entries = state.get("entries", {})
         self._files = {
-            kind: _ArrayFile(directory / f"{number:05d}.{kind}", np.dtype(name).newbyteorder("<"))
+            kind: ArrayFile(
+                directory / f"{number:05d}.{kind}", np.dtype(name).newbyteorder("<"), entries.get(kind, 0)
+            )
             for kind, name in dtypes.items()
         }
-        self._files["sentences"].append([0])
-        self._last_start = -1
-        self.tokens_num = self.sentences_num = 0
+        if not state:
+            self._files["sentences"].append([0])
+        self._last_start: int = state.get("last_start", -1)
+        self.tokens_num: int = state.get("tokens_num", 0)
+        self.sentences_num: int = state.get("sentences_num", 0)
+
+    def state(self) -> dict[str, Any]:
+        for file in self._files.values():
+            file.sync()
+        entries = {kind: file.entries_num for kind, file in self._files.items()}
+        counts = {"tokens_num": self.tokens_num, "sentences_num": self.sentences_num}
+        return {"entries": entries, "last_start": self._last_start, **counts}
 
     @property
     def documents_num(self) -> int:
@@ -65,7 +95,8 @@ class _ShardWriter:
 
     def append(self, tokens: Array, lengths: Array, starts: Array, labels: Array | None) -> None:
         starts = np.unique(self.sentences_num + starts)
-        assert self.sentences_num or not len(lengths) or not starts[0], "the first sentence starts a document"
+        known = self.sentences_num or self._last_start == 0 or not len(lengths)
+        assert known or not starts[0], "the first sentence starts a document"
         ends = self.tokens_num + np.cumsum(lengths, dtype=np.int64)
         self.tokens_num += len(tokens)
         self.sentences_num += len(lengths)
@@ -89,7 +120,6 @@ class _ShardWriter:
         files = {file.path.name: file.close() for file in self._files.values()}
         documents = self._files.get("documents")
         if documents and self.documents_num == self.sentences_num:
-            documents.path.unlink()
             del files[documents.path.name]
         return {count: getattr(self, count) for count in COUNTS} | {"files": files}
 
@@ -98,27 +128,61 @@ class StoreWriter:
     """Writes a store, document by document; memory does not depend on their number.
 
     Args:
-        directory: exists and is empty; gets its final name after `close` (see files.complete_directory).
+        directory: exists; gets its final name after `close` (see files.complete_directory).
         tokenizer: saved with the store.
-        layout: "sentences", "documents" or "labelled".
+        layout: one of those of `corpora.read_texts`.
+        tgt_tokenizer: of every second text, where it is another one; saved too.
+        earlier: what `save_progress` kept of an earlier run, to go on from there.
     """
 
     def __init__(
-        self, directory: Path, tokenizer: Tokenizer, layout: str, shard_tokens: int = SHARD_TOKENS
+        self,
+        directory: Path,
+        tokenizer: Tokenizer,
+        layout: str,
+        tgt_tokenizer: Tokenizer | None = None,
+        shard_tokens: int = SHARD_TOKENS,
+        earlier: dict[str, Any] | None = None,
     ) -> None:
         self.directory = directory
         self.tokenizer = tokenizer
         self.layout = layout
-        self.dtype = token_dtype(tokenizer.vocab_size)
-        self.labels_num = 0
+        self.tgt_tokenizer = tgt_tokenizer
+        self.dtype = token_dtype(max(tokenizer.vocab_size, tgt_tokenizer.vocab_size if tgt_tokenizer else 0))
+        anew: dict[str, Any] = {"closed": [], "labels_num": 0, "shard": {}}
+        state = anew if earlier is None else earlier["store"]
+        self.labels_num: int = state["labels_num"]
         self._shard_tokens = shard_tokens
-        self._shard = _ShardWriter(directory, 0, self.dtype, layout)
-        self._closed: list[dict[str, Any]] = []
+        self._closed: list[dict[str, Any]] = state["closed"]
+        self._shard = None if state["shard"] is None else self._new_shard(state["shard"])
+        self._remove_unnamed()
+
+    def _new_shard(self, state: dict[str, Any]) -> _ShardWriter:
+        return _ShardWriter(self.directory, len(self._closed), self.dtype, self.layout, state)
+
+    def _remove_unnamed(self) -> None:
+        """Remove what no complete shard has and is not being written."""
+        kept = {PROGRESS, *(name for entry in self._closed for name in entry["files"])}
+        current = f"{len(self._closed):05d}" if self._shard is not None else None
+        for entry in self.directory.iterdir():
+            ours = OWN_FILES.fullmatch(entry.name) or entry.name.startswith(f".{PROGRESS}.")
+            if ours and entry.name not in kept and entry.stem != current:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def save_progress(self, more: dict[str, Any]) -> None:
+        """Keep everything appended so far, and `more`, for a run that goes on from here."""
+        state = {
+            "closed": self._closed,
+            "labels_num": self.labels_num,
+            "shard": None if self._shard is None else self._shard.state(),
+        }
+        write_json(self.directory / PROGRESS, {"store": state, **more})
+        self._remove_unnamed()
 
     def count(self, what: str) -> int:
         """How many there are so far: one of COUNTS."""
-        counts: list[int] = [getattr(self._shard, what), *(entry[what] for entry in self._closed)]
-        return sum(counts)
+        counts: list[int] = [entry[what] for entry in self._closed]
+        return sum(counts) + (0 if self._shard is None else getattr(self._shard, what))
 
     def append(self, tokens: Array, lengths: Array, starts: Array, labels: Array | None = None) -> None:
         """Add sentences.
@@ -130,6 +194,7 @@ class StoreWriter:
                 may be `len(lengths)`: the sentence added next then starts one.
             labels: one for each document that starts here.
         """
+        assert self._shard is not None, "the last shard is not closed"
         if labels is not None and len(labels):
             self.labels_num = max(self.labels_num, int(labels.max()) + 1)
         if self._shard.tokens_num >= self._shard_tokens and len(starts) and starts[0] < len(lengths):
@@ -137,9 +202,15 @@ class StoreWriter:
             tokens_cut = int(lengths[:cut].sum())
             self._shard.append(tokens[:tokens_cut], lengths[:cut], starts[:0], None)
             self._closed.append(self._shard.close())
-            self._shard = _ShardWriter(self.directory, len(self._closed), self.dtype, self.layout)
+            self._shard = self._new_shard({})
             tokens, lengths, starts = tokens[tokens_cut:], lengths[cut:], starts - cut
         self._shard.append(tokens, lengths, starts, labels)
+
+    def close_last_shard(self) -> None:
+        """Nothing is appended any more."""
+        if self._shard is not None:
+            self._closed.append(self._shard.close())
+            self._shard = None
 
     def close(self, options: dict[str, Any], corpus: dict[str, Any]) -> None:
         """Complete the store.
@@ -148,7 +219,13 @@ class StoreWriter:
             options: the data options of the user, which pretrain.py takes over.
             corpus: what the store was made from.
         """
-        self.tokenizer.save(self.directory / "tokenizer")
+        self.close_last_shard()
+        self._remove_unnamed()
+        tokenizers = {"tokenizer": self.tokenizer}
+        if self.tgt_tokenizer is not None:
+            tokenizers["tgt_tokenizer"] = self.tgt_tokenizer
+        for name, tokenizer in tokenizers.items():
+            tokenizer.save(self.directory / name)
         meta = {
             "format": FORMAT,
             "version": VERSION,
@@ -156,16 +233,20 @@ class StoreWriter:
             "dtype": self.dtype,
             **{count: self.count(count) for count in COUNTS},
             "labels_num": self.labels_num,
-            "tokenizer": {
-                "kind": self.tokenizer.kind,
-                "fingerprint": self.tokenizer.fingerprint,
-                "vocab_size": self.tokenizer.vocab_size,
+            **{
+                name: {
+                    "kind": tokenizer.kind,
+                    "fingerprint": tokenizer.fingerprint,
+                    "vocab_size": tokenizer.vocab_size,
+                }
+                for name, tokenizer in tokenizers.items()
             },
             "options": options,
             "corpus": corpus,
-            "shards": [*self._closed, self._shard.close()],
+            "shards": self._closed,
         }
         write_json(self.directory / "meta.json", meta)
+        (self.directory / PROGRESS).unlink(missing_ok=True)
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -173,7 +254,7 @@ def token_dtype(vocab_size: int) -> str:
     return "uint16" if vocab_size <= 2**16 else "uint32"
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: Path, option: str = "--dataset_path") -> None:
     """Refuse to write a store over anything that is not one.
 
     Raises:
@@ -188,8 +269,7 @@ def check_replaceable(path: Path) -> None:
             return
         what = f"is a directory that holds '{others[0]}'" if others else "is a directory"
     raise DataError(
-        f"{path} {what}, no token store, so it is not overwritten; remove it or choose another "
-        "--dataset_path."
+        f"{path} {what}, no token store, so it is not overwritten; remove it or choose another {option}."
     )
 
 

@@ -1,3 +1,3 @@
 """Decoders, by the name in `"decoder"`."""
 
-from tencentpretrain.decoders import transformer  # noqa: F401  registers
+from tencentpretrain.decoders import lstm, transformer  # noqa: F401  registers

@@ -21,6 +21,7 @@ class TransformerDecoder(TransformerStack):
     """
 
     reads = ("segment_ids", "decoder_segment_ids")
+    caches = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

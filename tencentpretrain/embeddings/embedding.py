@@ -15,20 +15,28 @@ from tencentpretrain.sizes import DataSizes
 
 
 class Embedding(nn.Module):
-    """Adds the named embeddings up, then normalises and drops out: a batch to [B, S, emb_size]."""
+    """Adds the named embeddings up, then normalises and drops out: a batch to [B, S, emb_size].
+
+    "dual" stands alone and has done so in each of its streams: a batch of two to a pair of [B, S, emb_size].
+    """
 
     def __init__(self, names: Sequence[str], config: ModelConfig, sizes: DataSizes) -> None:
         super().__init__()
         self.names = tuple(names)
         for name in self.names:
             self.add_module(name, EMBEDDINGS[name](config, sizes))
-        self.layer_norm = None if config.remove_embedding_layernorm else make_norm(config, config.emb_size)
+        self.layer_norm: nn.Module | None = None
+        if not (config.is_dual or config.remove_embedding_layernorm):
+            self.layer_norm = make_norm(config, config.emb_size)
         self.dropout = Dropout(config.dropout)
 
     def forward(self, batch: Batch) -> Tensor:
         total: Tensor = self.get_submodule(self.names[0])(batch)
+        if isinstance(total, tuple):
+            return total
         for name in self.names[1:]:
-            total = total + self.get_submodule(name)(batch)
+            # Sinusoids are computed in fp32, also in a model of another type.
+            total = total + self.get_submodule(name)(batch).to(total.dtype)
         if self.layer_norm is not None:
             total = self.layer_norm(total)
         dropped: Tensor = self.dropout(total)

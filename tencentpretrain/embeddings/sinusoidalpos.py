@@ -43,8 +43,9 @@ class SinusoidalPositionEmbedding(nn.Module):
         positions = batch.get("position_ids")
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        numbers = torch.arange(self.size // 2, device=tokens.device)
+        # In float32 a position of a thousand would leave four digits of an angle.
+        numbers = torch.arange(self.size // 2, device=tokens.device, dtype=torch.float64)
         speeds = torch.exp(numbers * (-math.log(10000.0) / self.waves))
         angles = (positions + self.first).unsqueeze(-1) * speeds
-        parts = (angles.sin(), angles.cos())
+        parts = (angles.sin().float(), angles.cos().float())
         return torch.stack(parts, -1).flatten(-2) if self.interleaved else torch.cat(parts, -1)

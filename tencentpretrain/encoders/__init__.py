@@ -1,3 +1,3 @@
 """Encoders, by the name in `"encoder"`."""
 
-from tencentpretrain.encoders import transformer  # noqa: F401  registers
+from tencentpretrain.encoders import dual, fnet, gatedcnn, recurrent, transformer  # noqa: F401  registers

@@ -23,6 +23,8 @@ class TransformerEncoder(TransformerStack):
     """
 
     reads = ("segment_ids",)
+    keeps_documents_apart = True  # of packed rows
+    caches = True
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -49,6 +51,10 @@ class TransformerEncoder(TransformerStack):
     @staticmethod
     def problems(config: ModelConfig) -> Iterator[str]:
         yield from stack_problems(config)
+        if config.mask != "causal":
+            for name in ("sliding_window", "alibi_position_embedding"):
+                if getattr(config, name):
+                    yield f"`{name}` looks back only and needs `mask` causal, but it is {config.mask}."
 
     @staticmethod
     def is_causal(config: ModelConfig) -> bool:
@@ -60,12 +66,15 @@ class TransformerEncoder(TransformerStack):
     ) -> Tensor:
         """With `outputs`, that many leading positions of the last layer are computed: [B, outputs, D]."""
         at = positions(hidden, batch.get("segment_ids"), cache)
+        mask = self.mask(at)
+        if "document_ids" in batch:
+            mask = mask.within_documents(batch["document_ids"])
         if self.linear is not None:
             hidden = self.linear(hidden)
         return self.run(
             self._layers(),
             hidden,
-            self.mask(at),
+            mask,
             at,
             self.relative_pos_emb,
             batch.get("position_ids"),

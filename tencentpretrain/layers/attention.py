@@ -96,20 +96,22 @@ class MultiHeadedAttention(nn.Module):
     def _scores(self, query: Tensor, key: Tensor, mask: AttentionMask) -> Tensor:
         """[B, H, T, S], -inf where attention is not allowed."""
         scale = self.head_size**-0.5 if self.scale is None else self.scale
-        scores = (query * scale) @ _for_each_head(key, query).transpose(-1, -2)
+        scores = _shared_matmul(query * scale, key.transpose(-1, -2))
         if mask.bias is not None:
             return scores + mask.bias
-        allowed = past(scores.shape[-2], scores.shape[-1], scores.device) if mask.causal else mask.allowed
+        allowed = mask.allowed
+        if mask.causal:  # the queries are the leading positions, as they are to torch
+            allowed = past(key.shape[-2], key.shape[-2], key.device)[: query.shape[-2]]
         return scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)
 
     def _weighted(self, scores: Tensor, value: Tensor) -> Tensor:
-        weights = dropout(scores.softmax(-1), self.dropout, self.training)
-        return weights @ _for_each_head(value, scores)
+        return _shared_matmul(dropout(scores.softmax(-1).to(value.dtype), self.dropout, self.training), value)
 
 
-def _for_each_head(shared: Tensor, query: Tensor) -> Tensor:
-    groups = query.shape[1] // shared.shape[1]
-    return shared if groups == 1 else shared.repeat_interleave(groups, dim=1)
+def _shared_matmul(each: Tensor, shared: Tensor) -> Tensor:
+    """[B, H, T, N] @ [B, G, N, M] to [B, H, T, M]: the heads of a group are rows of one product."""
+    product = each.reshape(len(each), shared.shape[1], -1, each.shape[-1]) @ shared
+    return product.view(*each.shape[:3], -1)
 
 
 class ResidualAttention(MultiHeadedAttention):
@@ -119,4 +121,6 @@ class ResidualAttention(MultiHeadedAttention):
         self, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask
     ) -> tuple[Tensor, AttentionMask]:
         scores = self._scores(query, key, mask)
-        return self._weighted(scores, value), AttentionMask(bias=scores)
+        if mask.previous is not None:
+            scores = scores + mask.previous
+        return self._weighted(scores, value), mask._replace(previous=scores)

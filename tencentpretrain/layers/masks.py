@@ -16,31 +16,42 @@ class AttentionMask(NamedTuple):
         allowed: bool, broadcastable to [B, H, T, S], True where attention is allowed; None: everywhere.
         bias: float, broadcastable to [B, H, T, S], added to the scores, -inf where attention is not allowed.
             At most one of the three is set.
+        previous: scores of the layer below [B, H, T, S], added to this one's (residual attention).
     """
 
     causal: bool = False
     allowed: Tensor | None = None
     bias: Tensor | None = None
+    previous: Tensor | None = None
 
     def for_queries(self, number: int | None) -> AttentionMask:
         """The same for that many leading queries; None: all. A causal mask begins with them anyway."""
-        if number is None or self.causal:
+        if number is None:
             return self
-        return AttentionMask(False, *(_rows(matrix, number) for matrix in (self.allowed, self.bias)))
+        return AttentionMask(self.causal, *(_rows(matrix, number) for matrix in self[1:]))
 
     def with_bias(self, bias: Tensor) -> AttentionMask:
-        """The same with numbers [1 or B, H, T, S] added to the scores."""
+        """The same with numbers [1 or B, H, 1 or T, S] added to the scores."""
+        if self.bias is not None:
+            return AttentionMask(bias=self.bias + bias)
         allowed = self.allowed
         if self.causal:
             allowed = past(bias.shape[-1], bias.shape[-1], bias.device)
         return AttentionMask(bias=bias if allowed is None else torch.where(allowed, bias, -torch.inf))
 
     def within(self, window: int | None, queries: int, keys: int, device: torch.device) -> AttentionMask:
-        """The same for `window` positions back at most, a query's own included."""
+        """The same, where it is causal, for `window` positions back at most, a query's own included."""
         if window is None or window >= keys:
             return self
         near = past(queries, keys, device).triu(keys - queries - window + 1)
         return AttentionMask(allowed=near if self.allowed is None else near & self.allowed)
+
+    def within_documents(self, document_ids: Tensor) -> AttentionMask:
+        """The same between tokens of one document of a packed row; document_ids: [B, S]."""
+        same = (document_ids.unsqueeze(-1) == document_ids.unsqueeze(-2)).unsqueeze(1)
+        if self.causal:
+            same = same.tril()
+        return AttentionMask(allowed=same if self.allowed is None else same & self.allowed)
 
 
 def _rows(matrix: Tensor | None, number: int) -> Tensor | None:
@@ -90,13 +101,16 @@ def fully_visible(at: Positions) -> AttentionMask:
 
 def causal(at: Positions) -> AttentionMask:
     """Every query sees the keys up to its own."""
-    if not at.generating:
+    padded = at.generating and _padded(at.segment_ids)
+    if not padded and at.queries == at.keys:
         return AttentionMask(causal=True)
+    if not padded and at.queries == 1:
+        return AttentionMask()
     seen = past(at.queries, at.keys, at.device)
-    if at.segment_ids is None or not _padded(at.segment_ids):
-        return AttentionMask(allowed=None if at.queries == 1 else seen)
-    itself = seen & ~past(at.queries, at.keys, at.device).tril(at.keys - at.queries - 1)
+    if at.segment_ids is None or not padded:
+        return AttentionMask(allowed=seen)
     # Padding sees itself: a softmax over nothing is NaN, and that would spread.
+    itself = seen.triu(at.keys - at.queries)
     return AttentionMask(allowed=(seen & (at.segment_ids > 0)[:, None] | itself)[:, None])
 
 

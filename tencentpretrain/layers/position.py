@@ -8,44 +8,45 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from tencentpretrain.config import ModelConfig
+from tencentpretrain.errors import did_you_mean
 
 
 class RelativePositionEmbedding(nn.Module):
-    """A bias per head for the bucketed distance of key and query (T5, Raffel et al. 2020, §2.1).
-
-    Half of the buckets are single distances, the rest grow logarithmically up to the largest distance; with
-    `bidirectional` keys ahead have buckets of their own, else they share that of distance 0.
-    """
+    """A bias per head for the bucketed distance of key and query (T5, Raffel et al. 2020, §2.1)."""
 
     def __init__(self, config: ModelConfig, bidirectional: bool) -> None:
         super().__init__()
         self.bidirectional = bidirectional
-        self.buckets = config.relative_attention_buckets_num
         self.max_distance = config.relative_attention_max_distance
-        self.relative_attention_bias = nn.Embedding(self.buckets, config.heads_num)
+        self.relative_attention_bias = nn.Embedding(config.relative_attention_buckets_num, config.heads_num)
 
     def forward(self, queries: int, keys: int) -> Tensor:
         """[1, H, T, S], for the last T of S positions."""
-        device = self.relative_attention_bias.weight.device
-        distance = (
-            torch.arange(keys, device=device) - torch.arange(keys - queries, keys, device=device)[:, None]
-        )
-        biases: Tensor = self.relative_attention_bias(self._bucket(distance))
-        return biases.permute(2, 0, 1).unsqueeze(0)
+        table = self.relative_attention_bias
+        positions = torch.arange(keys, device=table.weight.device)
+        distance = positions - positions[keys - queries :, None]
+        buckets = distance_buckets(distance, table.num_embeddings, self.max_distance, self.bidirectional)
+        return F.embedding(buckets, table.weight).permute(2, 0, 1).unsqueeze(0)
 
-    def _bucket(self, distance: Tensor) -> Tensor:
-        buckets = self.buckets
-        if self.bidirectional:
-            buckets //= 2
-            ahead, distance = (distance > 0).long() * buckets, distance.abs()
-        else:
-            ahead, distance = torch.zeros_like(distance), -distance.clamp(max=0)
-        first = buckets // 2
-        growth = torch.log(distance.clamp(min=1).float() / first) / math.log(self.max_distance / first)
-        far = first + (growth * (buckets - first)).long()
-        return ahead + torch.where(distance < first, distance, far.clamp(max=buckets - 1))
+
+def distance_buckets(distance: Tensor, buckets: int, max_distance: int, bidirectional: bool) -> Tensor:
+    """The bucket of each distance of key and query.
+
+    Half of the buckets are single distances, the rest grow logarithmically up to the largest distance; with
+    `bidirectional` keys ahead have buckets of their own, else they share that of distance 0.
+    """
+    if bidirectional:
+        buckets //= 2
+        ahead, distance = (distance > 0).long() * buckets, distance.abs()
+    else:
+        ahead, distance = torch.zeros_like(distance), -distance.clamp(max=0)
+    first = buckets // 2
+    growth = torch.log(distance.clamp(min=1).float() / first) / math.log(max_distance / first)
+    far = first + (growth * (buckets - first)).long()
+    return ahead + torch.where(distance < first, distance, far.clamp(max=buckets - 1))
 
 
 class Rotation(NamedTuple):
@@ -80,12 +81,11 @@ class Rotary:
 
     def __call__(self, length: int, position_ids: Tensor | None, past: int, device: torch.device) -> Rotation:
         """For `length` positions after `past` others; position_ids [B, S] if they are not counted up."""
-        with torch.autocast(device.type, enabled=False):
-            speeds, factor = self.scale(self, past + length, device)
-            if position_ids is None:
-                position_ids = torch.arange(past, past + length, device=device)[None]
-            angles = position_ids[:, None, :, None].float() * speeds
-            return Rotation(angles.cos() * factor, angles.sin() * factor)
+        speeds, factor = self.scale(self, past + length, device)
+        if position_ids is None:
+            position_ids = torch.arange(past, past + length, device=device)[None]
+        angles = position_ids[:, None, :, None].float() * speeds
+        return Rotation(angles.cos() * factor, angles.sin() * factor)
 
     def speeds(self, device: torch.device, theta: float | None = None) -> Tensor:
         """[K / 2]"""
@@ -129,7 +129,7 @@ def _yarn(rotary: Rotary, length: int, device: torch.device) -> Scaled:
     if given.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, size - 1)
-    ramp = (torch.arange(size // 2, device=device) - low) / max(high - low, 0.001)
+    ramp = (torch.arange(size // 2, device=device) - low) / (high - low or 0.001)
     slowed = ramp.clamp(0, 1)
     speeds = rotary.speeds(device)
     attention = given.get("attention_factor")
@@ -161,7 +161,20 @@ ROPE_SCALINGS: dict[str, Callable[[Rotary, int, torch.device], Scaled]] = {
     "yarn": _yarn,
     "llama3": _llama3,
 }
-_NEEDED = {"llama3": ("factor", "low_freq_factor", "high_freq_factor"), "default": ()}
+# By rope_type: numbers that must be given, and what may be.
+_GIVEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "dynamic": (("factor",), ()),
+    "yarn": (
+        ("factor",),
+        (
+            "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "mscale",
+            "mscale_all_dim", "truncate",
+        ),
+    ),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor"), ("original_max_position_embeddings",)),
+}  # fmt: skip
 
 
 def rope_problems(config: ModelConfig) -> Iterator[str]:
@@ -170,10 +183,31 @@ def rope_problems(config: ModelConfig) -> Iterator[str]:
     if kind not in ROPE_SCALINGS:
         yield f"`rope_scaling`: rope_type is {kind}; expected one of {', '.join(ROPE_SCALINGS)}."
         return
-    for name in _NEEDED.get(kind, ("factor",)):
+    needed, further = _GIVEN[kind]
+    for name in (*needed, *(name for name in further if given.get(name) is not None)):
         value = given.get(name)
-        if not isinstance(value, int | float) or value <= 0:
+        if name == "truncate":
+            if not isinstance(value, bool):
+                yield f"`rope_scaling`: `{name}` must be true or false, but is {value!r} instead."
+        elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
             yield f"`rope_scaling`: rope_type {kind} needs a number `{name}` above 0, but it is {value!r}."
+    for name in sorted(given.keys() - {"rope_type", "type", *needed, *further}):
+        yield f"`rope_scaling`: rope_type {kind} has no `{name}`{did_you_mean(name, [*needed, *further])}."
+    low, high = given.get("low_freq_factor"), given.get("high_freq_factor")
+    if kind == "llama3" and low == high and low is not None:
+        yield f"`rope_scaling`: `low_freq_factor` and `high_freq_factor` must differ, but both are {low}."
+
+
+def relative_problems(config: ModelConfig) -> Iterator[str]:
+    """What is wrong with the buckets of distances."""
+    buckets, furthest = config.relative_attention_buckets_num, config.relative_attention_max_distance
+    if buckets < 4:  # in two directions, each half single distances and half growing ones
+        yield f"`relative_attention_buckets_num` must be 4 or more, but is {buckets} instead."
+    if furthest <= buckets // 2:
+        yield (
+            f"`relative_attention_max_distance` must exceed half of `relative_attention_buckets_num` "
+            f"({buckets}), but is {furthest} instead."
+        )
 
 
 def alibi_slopes(heads: int) -> list[float]:

@@ -11,7 +11,13 @@ from tencentpretrain.config import ModelConfig
 from tencentpretrain.layers.cache import Cache
 from tencentpretrain.layers.masks import AttentionMask, Positions
 from tencentpretrain.layers.norm import make_norm
-from tencentpretrain.layers.position import RelativePositionEmbedding, Rotary, alibi_bias, rope_problems
+from tencentpretrain.layers.position import (
+    RelativePositionEmbedding,
+    Rotary,
+    alibi_bias,
+    relative_problems,
+    rope_problems,
+)
 
 
 class TransformerStack(nn.Module):
@@ -45,7 +51,9 @@ class TransformerStack(nn.Module):
         if relative is not None:
             mask = mask.with_bias(relative(at.queries, at.keys))
         if self.alibi_heads is not None:
-            mask = mask.with_bias(alibi_bias(self.alibi_heads, at.keys, at.device))
+            bias = alibi_bias(self.alibi_heads, at.keys, at.device)
+            # Relative to the query, so that what is near is exact in bf16 too.
+            mask = mask.with_bias(bias - bias[..., -at.queries :].mT)
         rotation = None
         if self.rotary is not None:
             rotation = self.rotary(at.queries, position_ids, at.keys - at.queries, at.device)
@@ -79,6 +87,8 @@ def stack_problems(config: ModelConfig) -> Iterator[str]:
             f"`local_kv_heads_num` must divide `heads_num` ({config.heads_num}), but is "
             f"{config.kv_heads_num} instead."
         )
+    if config.relative_position_embedding:
+        yield from relative_problems(config)
     if config.rotary_position_embedding:
         if config.head_size % 2:
             yield f"`rotary_position_embedding` needs an even head size, but it is {config.head_size}."

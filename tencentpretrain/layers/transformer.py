@@ -26,7 +26,8 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, config: ModelConfig, decoder: bool = False) -> None:
         super().__init__()
-        attention = ResidualAttention if config.has_residual_attention else MultiHeadedAttention
+        residual = config.has_residual_attention and not decoder
+        attention = ResidualAttention if residual else MultiHeadedAttention
         self.pre = config.layernorm_positioning == "pre"
         self.self_attn = attention(config)
         self.layer_norm_1 = make_norm(config)

@@ -4,8 +4,9 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from tencentpretrain.batch import IGNORED, Batch
+from tencentpretrain.batch import Batch, second_segment_only
 from tencentpretrain.config import ModelConfig
+from tencentpretrain.errors import DataError
 from tencentpretrain.registry import ENCODERS, TARGETS
 from tencentpretrain.sizes import DataSizes
 from tencentpretrain.targets.output import Part
@@ -62,7 +63,8 @@ class LmTarget(nn.Module):
 
     def forward(self, hidden: Tensor, batch: Batch) -> Part:
         if self.second_segment:
-            first = batch["segment_ids"] != 2
-            batch = batch | {"lm_labels": batch["lm_labels"].masked_fill(first, IGNORED)}
+            if "segment_ids" not in batch:
+                raise DataError("`prefix_lm_loss` needs segment_ids in the batch, 2 in the second segment.")
+            batch = batch | {"lm_labels": second_segment_only(batch["lm_labels"], batch["segment_ids"])}
         states, labels = predicted(hidden, batch, "lm")
         return vocabulary_part("lm", self._scaled(states), self.output_layer, labels, self.smoothing)

@@ -43,7 +43,10 @@ class PooledClassifier(nn.Module):
 
     def logits(self, hidden: Tensor, batch: Batch) -> Tensor:
         """hidden: [B, S, D] to [B, classes]."""
-        pooled = pool(hidden, batch.get("segment_ids"), self.pooling)
+        if "document_starts" in batch:  # packed rows, of which pooling can only be "first"
+            pooled = hidden.flatten(0, 1)[batch["document_starts"]]
+        else:
+            pooled = pool(hidden, batch.get("segment_ids"), self.pooling)
         output: Tensor = self.linear_2(self.linear_1(pooled).tanh())
         return output
 

@@ -107,6 +107,20 @@ class Tokenizer(abc.ABC):
         """Further tokens that are special where the vocabulary has them, whatever a map says."""
         return ()
 
+    @property
+    def sentinel_ids(self) -> list[int]:
+        """Ids of <extra_id_0>, <extra_id_1> … (T5); DataError where the vocabulary has none."""
+        found: list[int] = []
+        while (id := self.ids.get(f"<extra_id_{len(found)}>")) is not None:
+            found.append(id)
+        if not found:
+            where = ", ".join(map(str, self.files.values())) or "the vocabulary"
+            raise DataError(
+                f"{where} has no sentinel token ('<extra_id_0>', '<extra_id_1>' …), which stands for a "
+                "hidden span; use a vocabulary with them, or append them to this one."
+            )
+        return found
+
     def require(self, role: str) -> int:
         """Id of the special token with this role; DataError where the vocabulary has none."""
         id: int | None = getattr(self, f"{role}_id")

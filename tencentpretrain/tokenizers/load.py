@@ -97,6 +97,10 @@ def _huggingface_options(directory: Path) -> TokenizerConfig:
             theirs = settings.get("tokenizer_class") or "XLMRobertaTokenizer"
             if kind == "xlmroberta" and "XLMRoberta" not in theirs:
                 raise DataError(f"{directory}: there is no tokenizer for {theirs} here.")
+            if "Albert" in theirs:  # which changes the text before the model sees it, unless told not to
+                given = {"do_lower_case": True, "keep_accents": False} | settings
+                ours = {"do_lower_case": False, "keep_accents": True}
+                _check(directory, {"settings": given}, "settings", ours)
             return TokenizerConfig(tokenizer=kind, spm_model_path=str(directory / name), **options)
 
     parts = _read_object(directory / "tokenizer.json") if (directory / "tokenizer.json").is_file() else {}

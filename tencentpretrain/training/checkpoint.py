@@ -140,7 +140,7 @@ class Checkpoints:
             self.publish(published)  # the run was killed between the two
         weights = next(path for path in state.path.iterdir() if path.stem == "model")
         training = torch.load(state.path / "training.pt", map_location="cpu", weights_only=True)
-        return read_tensors(weights), training
+        return dict(read_tensors(weights)), training
 
     def save(self, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> Path:
         """Write a state and its weights file; nothing is there under its name before it is complete.

@@ -28,16 +28,17 @@ from tencentpretrain.config import (
     options_of,
 )
 from tencentpretrain.data.loader import LoadedBatch, Loader
+from tencentpretrain.data.mixture import MixtureProcessor, Source, open_sources
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.description import check_against_description, make_description, read_description
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import Model, build_model, check_provided, length_problems
-from tencentpretrain.registry import PROCESSORS, load_plugins
+from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.training.checkpoint import Checkpoints, State
 from tencentpretrain.training.engine import SingleEngine
-from tencentpretrain.training.estimate import Cost, measure_cost, parameters_num, state_bytes
+from tencentpretrain.training.estimate import Cost, measure_cost, parameters_num, parts_of, state_bytes
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
@@ -56,9 +57,14 @@ class Settings:
     optimization: OptimizationConfig
     run: RunConfig
     pretrain: PretrainConfig
-    store: TokenStore
+    sources: tuple[Source, ...]
     labels_num: int | None
     notes: list[str]
+
+    @property
+    def store(self) -> TokenStore:
+        """The first of the datasets; all have its tokenizer."""
+        return self.sources[0].store
 
     @property
     def configs(self) -> tuple[Any, ...]:
@@ -82,8 +88,10 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         load_plugins(tuple(description.get("plugins", ())))
         known = {*options_of(ModelConfig), "plugins"}
         options.add_layer(pretrained, {name: value for name, value in description.items() if name in known})
-    store = TokenStore.open(options.get("dataset_path"))
-    store.verify(quick=True)
+    sources = open_sources(options.get("dataset_path"))
+    for source in sources:
+        source.store.verify(quick=not options.get("verify_dataset"))
+    store = sources[0].store
     options.add_layer(f"{store.path}/meta.json", store.options | _tokenizer_options(store))
     model, tokenizer, data, optimization, run, pretrain = options.build(*concerns)
     _check_tokenizer(store, tokenizer, options.given("tokenizer"))
@@ -91,10 +99,33 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         check_against_description(model, description, pretrained, tokenizer=store.tokenizer)
     processor = PROCESSORS[data.data_processor]
     check_provided(model, processor.provides, data.data_processor)
-    if problems := length_problems(model, data.seq_length):
+    target = processor.target_length, getattr(data, processor.target_length)
+    problems = length_problems(model, data.seq_length, target)
+    if data.packing:
+        problems += packing_problems(model)
+    if model.prefix_lm_loss and "lm" in model.target and not processor.second_segment:
+        problems.append(
+            f"`prefix_lm_loss` counts the second segment, which processor '{data.data_processor}' does not "
+            "have; 'prefixlm' and 'llm_sft' do."
+        )
+    if problems:
         raise ConfigError(problems)
-    labels_num = _labels_num(store, pretrain.labels_num)
-    return Settings(model, data, optimization, run, pretrain, store, labels_num, options.notes)
+    labels_num = _labels_num([source.store for source in sources], pretrain.labels_num)
+    return Settings(model, data, optimization, run, pretrain, sources, labels_num, options.notes)
+
+
+def packing_problems(model: ModelConfig) -> list[str]:
+    """Why rows of several samples would not be kept apart by a model; empty: they are."""
+    problems = []
+    if not getattr(ENCODERS[model.encoder], "keeps_documents_apart", False):
+        problems.append(
+            f"--packing: encoder '{model.encoder}' cannot keep the samples of a row apart; 'transformer' can."
+        )
+    if model.pooling != "first" and {"sp", "cls"} & set(model.target):
+        problems.append(
+            f"--packing needs `pooling` first, a sample's first token, but it is {model.pooling}."
+        )
+    return problems
 
 
 def _tokenizer_options(store: TokenStore) -> dict[str, Any]:
@@ -119,18 +150,27 @@ def _check_tokenizer(store: TokenStore, config: TokenizerConfig, kind_given: boo
         )
 
 
-def _labels_num(store: TokenStore, given: int | None) -> int | None:
+def _labels_num(stores: Sequence[TokenStore], given: int | None) -> int | None:
+    store = max(stores, key=lambda store: store.labels_num)
     if given is not None and given < store.labels_num:
         raise DataError(f"--labels_num is {given}, but {store.path} has labels up to {store.labels_num - 1}.")
     return given or store.labels_num or None
 
 
+def fresh_model(settings: Settings) -> Model:
+    """The model that fits the dataset's tokenizers and labels."""
+    store = settings.store
+    return build_model(
+        settings.model, store.tokenizer.vocab_size, settings.labels_num, store.tgt_tokenizer.vocab_size
+    )
+
+
 def make_model(settings: Settings) -> Model:
     """The model with its initial weights, which are a function of the seed."""
     torch.manual_seed(settings.data.seed)
-    model = build_model(settings.model, settings.store.tokenizer.vocab_size, settings.labels_num)
+    model = fresh_model(settings)
     if settings.pretrain.deep_init:
-        deep_init(model, settings.model.layers_num)
+        deep_init(model)
     if settings.pretrain.activation_checkpointing:
         checkpoint_activations(model)
     return model
@@ -145,20 +185,32 @@ def checkpoint_activations(model: Model) -> None:
         module.activation_checkpointing = True  # type: ignore[assignment]
 
 
-def deep_init(model: Model, layers_num: int) -> None:
-    """Scale what each layer adds to the residual stream by 1/√(2·layers) (Radford et al. 2019, §2.3)."""
-    ends = ("final_linear.weight", "linear_2.weight")
-    outputs = [parameter for name, parameter in model.encoder.named_parameters() if name.endswith(ends)]
-    if not outputs:
-        raise ConfigError("--deep_init scales the output layers of a transformer, but the encoder has none.")
+def deep_init(model: Model) -> None:
+    """Scale what is added to the residual stream by 1/√n, of n additions (Radford et al. 2019, §2.3): two in
+    a layer of an encoder, three in one of a decoder.
+    """
+    stacks = [(model.encoder, 2 * model.config.layers_num)]
+    if model.decoder is not None:
+        stacks.append((model.decoder, 3 * model.config.decoder_depth))
+    scaled = False
     with torch.no_grad():
-        for parameter in outputs:
-            parameter.div_(math.sqrt(2 * layers_num))
+        for stack, additions in stacks:
+            for name, parameter in stack.named_parameters():
+                if name.endswith(("final_linear.weight", "linear_2.weight")):
+                    parameter.div_(math.sqrt(additions))
+                    scaled = True
+    if not scaled:
+        raise ConfigError("--deep_init scales the output layers of a transformer, but the model has none.")
 
 
-def make_loader(settings: Settings, store: TokenStore, engine: SingleEngine, workers_num: int) -> Loader:
+def make_loader(
+    settings: Settings, sources: Sequence[Source], engine: SingleEngine, workers_num: int
+) -> Loader:
+    kind = PROCESSORS[settings.data.data_processor]
+    processors = [kind(source.store, settings.data, source.store.tokenizer) for source in sources]
+    weights = [source.weight for source in sources]
     return Loader(
-        PROCESSORS[settings.data.data_processor](store, settings.data, store.tokenizer),
+        processors[0] if len(processors) == 1 else MixtureProcessor(processors, weights),
         settings.run.batch_size,
         settings.data.seed,
         workers_num,
@@ -166,16 +218,19 @@ def make_loader(settings: Settings, store: TokenStore, engine: SingleEngine, wor
         rank=engine.rank,
         world_size=engine.world_size,
         pin_memory=engine.device.type != "cpu",
+        prefix_lm_loss=settings.model.prefix_lm_loss,
     )
 
 
-def validation_store(settings: Settings) -> TokenStore | None:
+def validation_source(settings: Settings) -> list[Source]:
     path = settings.pretrain.eval_dataset_path
     if path is None:
-        return None
+        return []
     store = TokenStore.open(path)
-    store.verify(quick=True)
-    if store.tokenizer.fingerprint != settings.store.tokenizer.fingerprint:
+    store.verify(quick=not settings.pretrain.verify_dataset)
+    sides = ((each.tokenizer, each.tgt_tokenizer) for each in (store, settings.store))
+    one, other = ([tokenizer.fingerprint for tokenizer in side] for side in sides)
+    if one != other:
         raise DataError(
             f"--eval_dataset_path {path} was made with another tokenizer than {settings.store.path}; make it "
             "again with the same one."
@@ -183,7 +238,7 @@ def validation_store(settings: Settings) -> TokenStore | None:
     if settings.labels_num is not None and store.labels_num > settings.labels_num:
         raise DataError(f"--eval_dataset_path {path} has labels up to {store.labels_num - 1}, the model has "
                         f"{settings.labels_num} classes.")  # fmt: skip
-    return store
+    return [Source(store, 1.0)]
 
 
 def make_engine(settings: Settings) -> SingleEngine:
@@ -192,27 +247,33 @@ def make_engine(settings: Settings) -> SingleEngine:
 
 def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
     """Training states; a run goes on from one only with the same model, data and optimizer."""
-    shards = json.dumps(settings.store.meta["shards"], sort_keys=True).encode()
+    shards = json.dumps([source.store.meta["shards"] for source in settings.sources], sort_keys=True)
     changeable = as_json(settings.optimization) | {
         "total_steps": settings.pretrain.total_steps,
         "precision": precision,
     }
     del changeable["optimizer"]
     fixed = as_json(settings.model, settings.data) | {
-        "dataset_path": f"contents {hashlib.blake2b(shards, digest_size=6).hexdigest()}",
+        "dataset_path": f"contents {hashlib.blake2b(shards.encode(), digest_size=6).hexdigest()}",
+        "dataset_weights": [source.weight for source in settings.sources],
         "labels_num": settings.labels_num,
         "batch_size": settings.run.batch_size,
         "accumulation_steps": settings.pretrain.accumulation_steps,
         "optimizer": settings.optimization.optimizer,
     }
 
+    store = settings.store
+    two = store.tgt_tokenizer is not store.tokenizer
+    further = {"tgt_vocab_size": store.tgt_tokenizer.vocab_size} if two else None
+
     def describe(path: Path) -> dict[str, Any]:
         return make_description(
             path,
             settings.model,
-            settings.store.tokenizer,
+            store.tokenizer,
             plugins=settings.run.plugins,
             labels_num=settings.labels_num,
+            further=further,
         )
 
     output = Path(settings.pretrain.output_model_path)
@@ -235,8 +296,8 @@ def make_trainer(settings: Settings) -> Trainer:
         raise ConfigError(
             f"--total_steps is {pretrain.total_steps}, but {state.path} is of step {state.step}."
         )
-    held_out = validation_store(settings)
-    loader = make_loader(settings, settings.store, engine, pretrain.workers_num)
+    held_out = validation_source(settings)
+    loader = make_loader(settings, settings.sources, engine, pretrain.workers_num)
     validation = make_loader(settings, held_out, engine, pretrain.workers_num) if held_out else None
     data_lines = describe_data(settings, loader, validation)
     model = make_model(settings)
@@ -274,21 +335,36 @@ def _resume_line(resume: str, state: State | None) -> str:
 
 def describe_model(settings: Settings, model: Model) -> str:
     config = settings.model
-    return (
-        f"{'+'.join(config.embedding)} → {config.encoder} ({config.layers_num} layers of "
-        f"{config.hidden_size}) → {'+'.join(config.target)}, {parameters_num(model):,} parameters"
-    )
+    parts = [
+        "+".join(config.embedding),
+        f"{config.encoder} ({config.layers_num} layers of {config.hidden_size})",
+        "+".join(config.target),
+    ]
+    if config.decoder is not None:
+        parts.insert(
+            2, f"{'+'.join(config.tgt_embedding)} → {config.decoder} ({config.decoder_depth} layers)"
+        )
+    return f"{' → '.join(parts)}, {parameters_num(model):,} parameters"
 
 
 def describe_data(settings: Settings, loader: Loader, validation: Loader | None) -> list[str]:
-    store, samples = settings.store, loader.samples_num()
+    samples, rows = loader.samples_num(), loader.rows_num()
     steps = settings.pretrain.total_steps
     batch = settings.run.batch_size * settings.pretrain.accumulation_steps
     lines = [
-        f"data: {store.path}, {store.tokens_num:,} tokens in {store.documents_num:,} documents, "
-        f"{samples:,} {settings.data.data_processor} samples of up to {settings.data.seq_length} tokens; "
-        f"{steps:,} steps of {batch} samples are {steps * batch / samples:.2f} epochs"
+        f"data: {store.path}, {store.tokens_num:,} tokens in {store.documents_num:,} documents"
+        for store, _ in settings.sources
     ]
+    if isinstance(loader.processor, MixtureProcessor):
+        epochs = loader.processor.epochs(steps * batch * samples / rows)
+        for number, (source, own) in enumerate(zip(settings.sources, epochs, strict=True)):
+            lines[number] += f"; probability {source.weight:.3g}, {own:.2f} epochs"
+    lines[-1] += (
+        f", {samples:,} {settings.data.data_processor} samples of up to {settings.data.seq_length} tokens"
+        f"{f', in about {rows:,} rows' if settings.data.packing else ''}; "
+        f"{steps:,} steps of {batch} {'rows' if settings.data.packing else 'samples'} are "
+        f"{steps * batch / rows:.2f} epochs"
+    )
     if validation is not None:
         path = settings.pretrain.eval_dataset_path
         lines.append(f"validation: {path}, {validation.samples_num():,} samples")
@@ -296,27 +372,25 @@ def describe_data(settings: Settings, loader: Loader, validation: Loader | None)
 
 
 def cost_of_first_batch(settings: Settings, engine: SingleEngine) -> tuple[Cost, LoadedBatch]:
-    loader = make_loader(settings, settings.store, engine, workers_num=0)
+    loader = make_loader(settings, settings.sources, engine, workers_num=0)
     with contextlib.closing(loader.batches()) as batches:
         loaded = next(batches)
-    vocab_size = settings.store.tokenizer.vocab_size
-    return measure_cost(
-        lambda: build_model(settings.model, vocab_size, settings.labels_num), loaded.batch
-    ), loaded
+    return measure_cost(lambda: fresh_model(settings), loaded.batch), loaded
 
 
 def flops_per_token(settings: Settings, engine: SingleEngine) -> float:
     cost, loaded = cost_of_first_batch(settings, engine)
-    return cost.flops / loaded.batch["input_ids"].numel()
+    inputs = [loaded.batch[name] for name in ("input_ids", "decoder_input_ids") if name in loaded.batch]
+    return cost.flops / sum(tensor.numel() for tensor in inputs)
 
 
 def dry_run(settings: Settings) -> str:
     """What would be trained, and what it would cost; nothing is written."""
     pretrain, engine = settings.pretrain, make_engine(settings)
     with torch.device("meta"):
-        model = build_model(settings.model, settings.store.tokenizer.vocab_size, settings.labels_num)
-    loader = make_loader(settings, settings.store, engine, workers_num=0)
-    held_out = validation_store(settings)
+        model = fresh_model(settings)
+    loader = make_loader(settings, settings.sources, engine, workers_num=0)
+    held_out = validation_source(settings)
     validation = make_loader(settings, held_out, engine, workers_num=0) if held_out else None
     cost, loaded = cost_of_first_batch(settings, engine)
     total = parameters_num(model)
@@ -325,7 +399,7 @@ def dry_run(settings: Settings) -> str:
     options = as_json(*settings.configs).items()
     lines = [
         *settings.notes, *engine.decisions(), f"model: {describe_model(settings, model)}", "modules:",
-        *(f"  {name:24s} {parameters_num(module):>14,d}" for name, module in _parts(model)),
+        *(f"  {name:24s} {parameters_num(module):>14,d}" for name, module in parts_of(model)),
         *describe_data(settings, loader, validation), f"resume: {_resume_line(pretrain.resume, state)}",
         f"step: {pretrain.accumulation_steps} × {settings.run.batch_size} samples, about "
         f"{loaded.tokens * pretrain.accumulation_steps:,} tokens without padding, "
@@ -336,10 +410,3 @@ def dry_run(settings: Settings) -> str:
         "options:", *(f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in options),
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _parts(model: Model) -> list[tuple[str, torch.nn.Module]]:
-    embeddings = [(f"embedding {name}", module) for name, module in model.embedding.named_children()]
-    targets = [(f"target {name}", module) for name, module in model.target.named_children()]
-    parts = [*embeddings, (f"encoder {model.config.encoder}", model.encoder), *targets]
-    return [(name, module) for name, module in parts if parameters_num(module)]

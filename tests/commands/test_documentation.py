@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tencentpretrain.conversion import sentence_transformers
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MEASUREMENTS = {"results.md", "performance.md"}  # their commands take minutes, and need the data they name
@@ -25,6 +27,7 @@ SHORT = {
     "--emb_size 16 --feedforward_size 16 --heads_num 2 --seq_length 16",
     "finetune/run_classifier.py": "--epochs_num 1",
     "scripts/build_vocab.py": "--vocab_size 300 --min_count 1",
+    "scripts/extract_features.py": "--whitening_size 8",
 }
 
 
@@ -55,6 +58,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "vocab.txt": vocabulary, "models/vocab.txt": vocabulary,
         "corpus.txt": corpus, "corpora/corpus.txt": corpus,
         **{f"{name}.tsv": "\n".join(["label\ttext_a", *rows]) + "\n" for name in ("train", "dev", "test")},
+        "sentences.txt": "\n".join(sentences) + "\n", "words_in_context.tsv": f"word2\t{sentences[0]}\n",
+        "words.txt": "word2\n", "candidates.txt": "word7\nword8\n",
     }.items():  # fmt: skip
         (place / path).write_text(text, encoding="utf-8")
     (place / "my_modules.py").write_text(blocks(ROOT / "docs/extending.md", "python")[0], encoding="utf-8")
@@ -68,6 +73,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     transformers.BertForPreTraining(config).save_pretrained(place / "bert-base-chinese")
     (place / "bert-base-chinese" / "vocab.txt").write_text(vocabulary, encoding="utf-8")
+    shutil.copytree(place / "bert-base-chinese", place / "all-MiniLM-L6-v2")
+    sentence_transformers.write(
+        place / "all-MiniLM-L6-v2", 16, {"pooling": "mean", "normalize_features": True}
+    )
     return place
 
 
@@ -111,6 +120,13 @@ def test_the_python_example_runs(place: Path) -> None:
         run("python pretrain.py --dataset_path dataset --output_model_path models/bert_mini.bin", place)
     (place / "example.py").write_text(blocks(ROOT / "docs/extending.md", "python")[1], encoding="utf-8")
     run("python example.py", place)
+
+
+@pytest.mark.slow
+def test_the_ranking_example_runs(place: Path) -> None:
+    run(commands(ROOT / "docs/features.md")[0], place)
+    (place / "ranking.py").write_text(blocks(ROOT / "docs/features.md", "python")[0], encoding="utf-8")
+    run("python ranking.py", place)
 
 
 def test_the_json_example_is_a_configuration(tmp_path: Path) -> None:

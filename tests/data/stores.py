@@ -49,7 +49,7 @@ def write_store(
 ) -> TokenStore:
     """A store of documents, each a list of sentences, each a list of ids."""
     directory.mkdir(parents=True)
-    writer = StoreWriter(directory, PlainTokenizer(2**16), layout, shard_tokens)  # type: ignore[arg-type]
+    writer = StoreWriter(directory, PlainTokenizer(2**16), layout, shard_tokens=shard_tokens)  # type: ignore[arg-type]
     for number, document in enumerate(documents):
         writer.append(
             np.concatenate([np.array(sentence, np.int64) for sentence in document]),

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -13,14 +14,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import PAD, PlainTokenizer, random_documents, write_store
 
+from tencentpretrain import build_model
 from tencentpretrain.batch import IGNORED, Batch
+from tencentpretrain.config import ModelConfig
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, leave_signals_to_the_main_process
-from tencentpretrain.data.processors import MlmProcessor, Processor
+from tencentpretrain.data.processors import Processor
 from tencentpretrain.data.processors.base import Arrays
+from tencentpretrain.data.processors.mlm import MlmProcessor
 from tencentpretrain.data.random import Ints
 from tencentpretrain.data.store import TokenStore
-from tencentpretrain.errors import ConfigError
+from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.registry import PROCESSORS
 
 NAMES = ["bert", "mlm", "lm"]
@@ -213,6 +217,87 @@ def test_loading_leaves_the_random_state_alone(store: TokenStore) -> None:
     next(make(store).batches())
     next(make(store).one_pass())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class FixedProcessor(MlmProcessor):
+    """The same rows for every key."""
+
+    fields: Arrays
+
+    def build(self, keys: Ints, epochs: Ints) -> Arrays:
+        return {name: array[: len(keys)] for name, array in self.fields.items()}
+
+
+def load_fixed(store: TokenStore, fields: Arrays, target: str, **options: Any) -> LoadedBatch:
+    processor = FixedProcessor(store, DataConfig(seq_length=20), PlainTokenizer())  # type: ignore[arg-type]
+    processor.fields = fields
+    rows = len(fields["input_ids"])
+    return next(Loader(processor, rows, 7, targets=(target,), **options).batches())
+
+
+def ones_up_to(lengths: list[int], width: int) -> np.ndarray:
+    return (np.arange(width) < np.array(lengths)[:, None]).astype(np.int64)
+
+
+@pytest.mark.parametrize("tgt_width", [20, 26])  # as wide as the source, or not
+def test_source_and_target_are_cut_each_to_its_own_length(store: TokenStore, tgt_width: int) -> None:
+    source, target = ones_up_to([3, 9, 1], 20), ones_up_to([2, 4, 7], tgt_width)
+    labels = np.where(target > 0, 7, IGNORED)
+    fields = {
+        "input_ids": source * 5, "segment_ids": source, "decoder_input_ids": target * 6,
+        "decoder_segment_ids": target, "lm_labels": labels,
+    }  # fmt: skip
+    loaded = load_fixed(store, fields, "lm")
+    widths = {name: tensor.shape[1] for name, tensor in loaded.batch.items() if tensor.ndim == 2}
+    assert widths == {
+        "input_ids": 16, "segment_ids": 16, "decoder_input_ids": 8, "decoder_segment_ids": 8, "lm_labels": 8,
+    }  # fmt: skip
+    for name, width in widths.items():
+        assert np.array_equal(loaded.batch[name].numpy(), fields[name][:, :width])
+    check_positions(loaded.batch, loaded.counts, "lm")
+    assert loaded.counts == {"lm": 2 + 4 + 7}
+    assert loaded.tokens == 3 + 9 + 1 + 2 + 4 + 7
+    assert load_fixed(store, fields, "lm", trim=False).batch["lm_labels"].shape == (3, tgt_width)
+
+
+def test_labels_of_both_directions_are_cut_and_counted(store: TokenStore) -> None:
+    used = ones_up_to([3, 9], 20)
+    labels = np.where(used[:, :, None] > 0, 7, np.full((1, 1, 2), IGNORED))
+    loaded = load_fixed(store, {"input_ids": used, "segment_ids": used, "bilm_labels": labels}, "bilm")
+    assert loaded.batch["bilm_labels"].shape == (2, 16, 2)
+    check_positions(loaded.batch, loaded.counts, "bilm")
+    assert loaded.counts == {"bilm": 2 * (3 + 9)}
+
+
+def test_the_loss_of_a_prefix_is_not_counted_by_the_loader_or_the_target(store: TokenStore) -> None:
+    """Only labels that are tokens of the second segment, the first of which the prefix predicts."""
+    segments = np.array([[1, 1, 2, 2, 2, 0, 0, 0], [1, 2, 2, 2, 2, 2, 2, 2], [1, 1, 1, 1, 0, 0, 0, 0]])
+    ids = np.arange(24).reshape(3, 8) + 5
+    labels = np.where(np.roll(segments, -1, 1) > 0, np.roll(ids, -1, 1), IGNORED)
+    labels[:, 7] = IGNORED
+    labels[1, 7] = 99  # the row goes on elsewhere
+    expected = labels.copy()
+    expected[0, 0] = expected[2, :3] = IGNORED
+    fields = {"input_ids": ids, "segment_ids": segments, "lm_labels": labels}
+
+    counted = load_fixed(store, fields, "lm", prefix_lm_loss=True)
+    everything = load_fixed(store, fields, "lm")
+    assert counted.batch["lm_labels"].tolist() == expected.tolist()
+    check_positions(counted.batch, counted.counts, "lm")
+    assert (counted.counts, everything.counts) == ({"lm": 3 + 8}, {"lm": 4 + 8 + 3})
+
+    sizes = {"hidden_size": 8, "emb_size": 8, "feedforward_size": 8, "heads_num": 2, "layers_num": 1}
+    config = ModelConfig(mask="causal_with_prefix", target=("lm",), prefix_lm_loss=True, dropout=0.0, **sizes)
+    model = build_model(config, 100)
+    for loaded in (counted, everything):  # whether the loader knew of it or not
+        output = model(loaded.batch)
+        assert int(output.count) == 3 + 8
+        torch.testing.assert_close(output.loss_sum, model(counted.batch).loss_sum)
+    alone = build_model(dataclasses.replace(config, prefix_lm_loss=False), 100)
+    alone.load_state_dict(model.state_dict())
+    torch.testing.assert_close(alone(counted.batch).loss, output.loss)
+    with pytest.raises(DataError, match="`prefix_lm_loss` needs segment_ids"):
+        model({name: tensor for name, tensor in counted.batch.items() if name != "segment_ids"})
 
 
 class TaughtProcessor(MlmProcessor):

@@ -186,6 +186,6 @@ def test_spans_end_at_special_tokens() -> None:
 
 def test_vocabulary_without_mask_is_refused() -> None:
     with pytest.raises(DataError, match="mask"):
-        make({}, PlainTokenizer(mask=False))
+        make({}, PlainTokenizer(mask=False))(np.full((1, 9), FIRST_ORDINARY), streams(7, np.arange(1)))
     with pytest.raises(DataError, match="nothing but special"):
         make({}, PlainTokenizer(vocab_size=FIRST_ORDINARY))

@@ -18,7 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
+import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import FIRST_ORDINARY, Documents, documents_in
@@ -26,6 +28,7 @@ from stores import FIRST_ORDINARY, Documents, documents_in
 from tencentpretrain.config import PreprocessConfig
 from tencentpretrain.data import preprocess as module
 from tencentpretrain.data import writer
+from tencentpretrain.data.merge import MergeConfig, merge
 from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import DataError
@@ -52,26 +55,37 @@ def as_file(documents: Documents, layout: str, is_json: bool, line_end: str, las
     return (line_end.join(lines) + line_end * last_line_ends).encode()
 
 
+def write_file(path: Path, content: bytes, form: str, rows: list[dict[str, object]]) -> None:
+    if form == "parquet":
+        table = pyarrow.table({name: [row[name] for row in rows] for name in rows[0]})
+        pyarrow.parquet.write_table(table, path, row_group_size=2)
+    else:
+        compress = {"text": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}[form]
+        path.write_bytes(compress(content))
+
+
 @given(
     files=corpora,
     layout=st.sampled_from(["sentences", "documents", "labelled"]),
     is_json=st.booleans(),
-    compress=st.booleans(),
+    form=st.sampled_from(["text", "text", "gzip", "zstd", "parquet"]),
     line_end=st.sampled_from(["\n", "\r\n"]),
     last_line_ends=st.booleans(),
     block_size=st.integers(1, 300),
-    processes_num=st.sampled_from([1, 1, 1, 1, 1, 2, 3]),
+    processes_num=st.sampled_from([1, 1, 1, 1, 1, 1, 1, 1, 2, 3]),
+    parts_num=st.sampled_from([None, None, 1, 2, 3, 8]),
 )
-@settings(max_examples=60, deadline=None)
-def test_every_document_once_for_any_blocks_and_processes(
+@settings(max_examples=100, deadline=None)
+def test_every_document_once_for_any_blocks_parts_and_processes(
     files: list[Documents],
     layout: str,
     is_json: bool,
-    compress: bool,
+    form: str,
     line_end: str,
     last_line_ends: bool,
     block_size: int,
     processes_num: int,
+    parts_num: int | None,
     tokenizer: Tokenizer,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
@@ -79,27 +93,49 @@ def test_every_document_once_for_any_blocks_and_processes(
     if layout == "labelled":
         is_json = False
         files = [[document[:2] for document in file] for file in files]
+    if form == "parquet":
+        files = [file for file in files if file] or [[[[1]], [[2]]]]
     for number, file in enumerate(files):
         content = as_file(file, layout, is_json, line_end, last_line_ends)
-        (path / f"{number}.txt").write_bytes(gzip.compress(content) if compress else content)
+        rows: list[dict[str, object]] = [
+            {"text": "\n".join(" ".join(map(str, sentence)) for sentence in document)} for document in file
+        ]
+        if layout == "labelled":
+            rows = [
+                {
+                    "label": label % 4,
+                    "text": " ".join(map(str, document[0])),
+                    "text_b": " ".join(map(str, document[1])) if len(document) > 1 else " ",
+                }
+                for label, document in enumerate(file)
+            ]
+        write_file(path / f"{number}.txt", content, form, rows)
     expected = [document for file in files for document in file]
     if layout == "documents":
         expected = [[[id for sentence in document for id in sentence]] for document in expected]
-    config = PreprocessConfig(
-        corpus_path=(str(path),),
-        dataset_path=str(path / "store"),
-        json_format_corpus=is_json,
-        processes_num=processes_num,
-    )
+    names = ["store"] if parts_num is None else [f"part{number}" for number in range(1, parts_num + 1)]
+    reports = []
     try:
-        report = preprocess(config, layout, tokenizer, block_size=block_size)
+        for number, name in enumerate(names, start=1):
+            config = PreprocessConfig(
+                corpus_path=(str(path),),
+                dataset_path=str(path / name),
+                json_format_corpus=is_json,
+                processes_num=processes_num,
+                shard=None if parts_num is None else f"{number}/{parts_num}",
+            )
+            reports.append(preprocess(config, layout, tokenizer, block_size=block_size))
+        if parts_num is not None:
+            inputs = tuple(str(path / name) for name in reversed(names))
+            merge(MergeConfig(inputs, str(path / "store")))
     except DataError as error:
-        assert not expected or (layout == "sentences" and len(expected) == 1), error
+        assert not expected or (layout == "sentences" and len(expected) == 1 and parts_num is None), error
         assert not (path / "store").exists()
         return
-    assert report.bad_lines_num == 0
-    assert report.empty_num == 0
+    assert not any(report.bad_lines_num or report.empty_num for report in reports)
     store = TokenStore.open(path / "store")
+    store.verify()
+    assert store.meta["corpus"]["lines_num"] == sum(report.lines_num for report in reports)
     found = [
         [[id - FIRST_ORDINARY for id in sentence] for sentence in document]
         for document in documents_in(store)
@@ -200,7 +236,7 @@ def test_a_line_of_ten_megabytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     "text", ["12 34，中文a,b." * 30_000, "中文" * 200_000, "1 " * 65_535 + "99 " * 70_000]
 )
 def test_long_texts_are_cut_where_nothing_changes(text: str, tokenizer: Tokenizer) -> None:
-    tokens, lengths = module._encode(["5", text, "7"], tokenizer)
+    tokens, lengths = module._encode(["5", text, "7"], tokenizer, "uint16")
     assert tokens.tolist() == [5 + FIRST_ORDINARY, *tokenizer.encode(text), 7 + FIRST_ORDINARY]
     assert lengths.tolist() == [1, len(tokens) - 2, 1]
 
@@ -267,15 +303,15 @@ def test_leftovers_of_killed_runs(tokenizer: Tokenizer, tmp_path: Path) -> None:
 def test_a_full_disk(
     processes_num: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class FullFile(writer._ArrayFile):
-        def __init__(self, path: Path, dtype: np.dtype[np.generic]) -> None:
-            super().__init__(path, dtype)
+    class FullFile(writer.ArrayFile):
+        def __init__(self, path: Path, dtype: np.dtype[np.generic], entries_num: int = 0) -> None:
+            super().__init__(path, dtype, entries_num)
             self._file.close()
             self._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
 
     config = config_for(tmp_path, b"1 2 3\n" * 1000, processes_num=processes_num)
     preprocess(config, "documents", tokenizer)
-    monkeypatch.setattr(writer, "_ArrayFile", FullFile)
+    monkeypatch.setattr(writer, "ArrayFile", FullFile)
     with pytest.raises(DataError, match=f"{os.strerror(errno.ENOSPC)}; nothing was kept. Make room"):
         preprocess(config, "documents", tokenizer)
     assert TokenStore.open(config.dataset_path).documents_num == 1000
@@ -378,7 +414,7 @@ def is_running(process: int) -> bool:
         (signal.SIGKILL, False, 2, -9),
     ],
 )
-def test_an_interrupted_run_leaves_nothing_behind(
+def test_an_interrupted_run_is_gone_after_another(
     signum: int,
     to_all: bool,
     processes_num: int,
@@ -396,8 +432,6 @@ def test_an_interrupted_run_leaves_nothing_behind(
         assert "Traceback" not in stderr
         wait_for(lambda: not any(map(is_running, workers)))
     assert not (tmp_path / "dataset.pt").exists()
-    if signum != signal.SIGKILL:
-        assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
     preprocess(config_for(tmp_path, b"1\n"), "documents", tokenizer)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "dataset.pt"]
 
@@ -409,4 +443,4 @@ def test_a_killed_worker_is_named(vocab_path: Path, tmp_path: Path) -> None:
         assert process.returncode == 2
         assert "a tokenising process was killed, most likely because memory ran out" in stderr
         assert "Traceback" not in stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["corpus.txt"]
+    assert not (tmp_path / "dataset.pt").exists()

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import json
 import pickle
+import resource
 import shutil
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def write(
 ) -> TokenStore:
     """Write `documents` with about `calls` calls, cut anywhere between sentences."""
     path.mkdir(parents=True)
-    writer = StoreWriter(path, tokenizer, layout, shard_tokens)
+    writer = StoreWriter(path, tokenizer, layout, shard_tokens=shard_tokens)
     flat = [sentence for document in documents for sentence in document]
     starts = np.cumsum([0, *map(len, documents[:-1])]) if documents else np.empty(0, int)
     labels = np.arange(len(documents)) % 3
@@ -93,6 +94,19 @@ def test_accessors_keep_the_shape_and_give_int64(tokenizer: Tokenizer, tmp_path:
             assert found.dtype == np.int64
 
 
+def test_a_store_of_many_files(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    documents = [[[number, 5], [6]] for number in range(200)]
+    write(tmp_path / "store", tokenizer, documents, shard_tokens=2, calls=300)
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(300, limits[1]), limits[1]))
+    try:
+        store = TokenStore.open(tmp_path / "store")
+        assert len(store.shards) > 150
+        assert documents_in(store) == documents
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 def test_documents_of_one_sentence_need_no_index(tokenizer: Tokenizer, tmp_path: Path) -> None:
     documents = [[[5, 6]], [[7]], [[8, 9]]]
     for layout in ("documents", "labelled", "sentences"):
@@ -109,6 +123,14 @@ def test_repeated_and_trailing_starts_are_no_documents(tokenizer: Tokenizer, tmp
     writer.append(np.array([7, 8, 9]), np.array([1, 2]), np.array([0, 2]))
     writer.close({}, {})
     assert documents_in(TokenStore.open(tmp_path)) == [[[5]], [[6]], [[7], [8, 9]]]
+
+
+def test_blank_beginnings(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    writer = StoreWriter(tmp_path, tokenizer, "sentences")
+    writer.append(np.empty(0, int), np.empty(0, int), np.array([0]))
+    writer.append(np.array([5]), np.array([1]), np.empty(0, int))
+    writer.close({}, {})
+    assert documents_in(TokenStore.open(tmp_path)) == [[[5]]]
 
 
 def test_the_store_carries_tokenizer_and_options(tokenizer: Tokenizer, tmp_path: Path) -> None:

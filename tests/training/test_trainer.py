@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import math
@@ -12,13 +13,17 @@ from typing import Any
 import pytest
 import torch
 
+from tencentpretrain import build_model
 from tencentpretrain.batch import labels_of, positions_of
+from tencentpretrain.config import ModelConfig
 from tencentpretrain.data.loader import LoadedBatch
 from tencentpretrain.errors import ConfigError, DataError, Terminated, UserError, WeightsError
 from tencentpretrain.layers.transformer import TransformerLayer
+from tencentpretrain.model import length_problems
 from tencentpretrain.registry import TARGETS
 from tencentpretrain.targets.output import Part
 from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.pretraining import deep_init
 from tencentpretrain.training.trainer import Trainer
 
 Run = Callable[..., Trainer]
@@ -262,6 +267,34 @@ def test_deep_init_scales_what_layers_add(run: Run, tmp_path: Path) -> None:
     for name in before:
         ends = name.startswith("encoder.") and name.endswith(("final_linear.weight", "linear_2.weight"))
         torch.testing.assert_close(after[name], before[name] / (2 if ends else 1))  # √(2 · 2 layers)
+
+
+def test_deep_init_of_a_decoder_scales_by_its_own_additions() -> None:
+    config = ModelConfig(
+        hidden_size=8, emb_size=8, feedforward_size=8, heads_num=2, layers_num=2, decoder_layers_num=3,
+        decoder="transformer", target=("lm",),
+    )  # fmt: skip
+    model = build_model(config, 20)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    deep_init(model)
+    for name, after in model.state_dict().items():
+        additions = {"encoder": 2 * 2, "decoder": 3 * 3}.get(name.partition(".")[0], 1)
+        if not name.endswith(("final_linear.weight", "linear_2.weight")):
+            additions = 1
+        torch.testing.assert_close(after, before[name] / math.sqrt(additions))
+
+
+def test_what_a_decoder_reads_has_to_fit_its_positions() -> None:
+    config = ModelConfig(
+        max_seq_length=16, embedding=("word",), tgt_embedding=("word", "pos"), decoder="transformer",
+        target=("lm",),
+    )  # fmt: skip
+    assert length_problems(config, 100, ("tgt_seq_length", 16)) == []
+    (problem,) = length_problems(config, 100, ("tgt_seq_length", 17))
+    assert problem.startswith("`tgt_seq_length` (17) must not exceed `max_seq_length` (16)")
+    (problem,) = length_problems(dataclasses.replace(config, embedding=("word", "pos")), 100)  # said once
+    assert problem.startswith("`seq_length` (100)")
+    assert length_problems(dataclasses.replace(config, decoder=None, mask="causal"), 100) == []
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(

@@ -5,20 +5,57 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.maps.albert import ALBERT
+from tencentpretrain.conversion.maps.bart import BART, PEGASUS
 from tencentpretrain.conversion.maps.bert import BERT
+from tencentpretrain.conversion.maps.bloom import BLOOM
+from tencentpretrain.conversion.maps.fnet import FNET
 from tencentpretrain.conversion.maps.gpt2 import GPT2
+from tencentpretrain.conversion.maps.llama import LLAMA, MISTRAL, QWEN2, QWEN3
+from tencentpretrain.conversion.maps.marian import MARIAN
+from tencentpretrain.conversion.maps.roberta import ROBERTA, XLM_ROBERTA
+from tencentpretrain.conversion.maps.t5 import MT5, T5, T5_V1_1
 
-FAMILIES: tuple[Family, ...] = (BERT, GPT2)
+FAMILIES: tuple[Family, ...] = (
+    BERT,
+    ROBERTA,
+    XLM_ROBERTA,
+    ALBERT,
+    FNET,
+    GPT2,
+    LLAMA,
+    MISTRAL,
+    QWEN2,
+    QWEN3,
+    BLOOM,
+    T5,
+    T5_V1_1,
+    MT5,
+    BART,
+    PEGASUS,
+    MARIAN,
+)
+
+# By model_type: relatives that look convertible, with what our modules lack.
+REFUSED = {
+    "umt5": "every layer has relative positions of its own, which are shared by all layers here",
+}
 
 
-def family_of(names: Iterable[str], model_type: str | None = None) -> Family | None:
-    """The family in which every one of their parameter names has a place; None: there is none.
+def families_of(names: Iterable[str], model_type: str | None = None) -> list[Family]:
+    """The families that a model of theirs may be of.
 
     Args:
+        names: of its parameters. Families in which all have a place; those of the model type where there are
+            no names, or where none has a place for all (converting then says which have none).
         model_type: what their configuration file says, where there is one.
     """
     names = list(names)
-    for family in FAMILIES:
-        if model_type in (None, family.name) and names and not family.strangers(names):
-            return family
-    return None
+    known = [family for family in FAMILIES if model_type is None or model_type in family.known_as]
+    fitting = [family for family in known if names and not family.strangers(names)]
+    return fitting or ([] if model_type is None else known)
+
+
+def family_of(names: Iterable[str]) -> Family | None:
+    """The first family in which every one of their parameter names has a place; None: there is none."""
+    return next(iter(families_of(names)), None)

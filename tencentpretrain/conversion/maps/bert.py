@@ -1,8 +1,8 @@
-"""BERT (Devlin et al. 2019): `BertForPreTraining`, `BertForMaskedLM`, `BertModel`."""
+"""BERT (Devlin et al. 2019): `BertForPreTraining`, `BertForMaskedLM`, `BertModel` and fine-tuned ones."""
 
 from __future__ import annotations
 
-from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.engine import Family, Head, Rule, Setting, Shared
 from tencentpretrain.conversion.steps import PadRows
 
 ACTIVATIONS = {
@@ -25,6 +25,24 @@ def norm(theirs: str, ours: str, part: str | None = None) -> tuple[Rule, ...]:
     return (
         Rule(f"{theirs}.weight", f"{ours}.gamma", part=part),
         Rule(f"{theirs}.bias", f"{ours}.beta", part=part),
+    )
+
+
+def heads(name: str, pooler: str, classifier: str) -> tuple[Head, ...]:
+    """Of the classes `<name>For…`.
+
+    Args:
+        pooler, classifier: what their sequence classification calls its two layers.
+    """
+    one, two, three = "classification", "token_classification", "question_answering"
+    return (
+        Head(
+            one,
+            f"{name}ForSequenceClassification",
+            linear(pooler, "output_layer_1", part=one) + linear(classifier, "output_layer_2", part=one),
+        ),
+        Head(two, f"{name}ForTokenClassification", linear("classifier", "output_layer", part=two)),
+        Head(three, f"{name}ForQuestionAnswering", linear("qa_outputs", "output_layer", part=three)),
     )
 
 
@@ -69,31 +87,17 @@ BERT = Family(
     ),
     settings=(
         Setting(("hidden_size", "emb_size"), "hidden_size", 768),
-        Setting(("layers_num",), "num_hidden_layers", 12),
-        Setting(("heads_num",), "num_attention_heads", 12),
-        Setting(("feedforward_size",), "intermediate_size", 3072),
-        Setting(("hidden_act",), "hidden_act", "gelu", ACTIVATIONS),
-        Setting(("max_seq_length",), "max_position_embeddings", 512),
-        Setting(("dropout",), "hidden_dropout_prob", 0.1),
-        Setting(("dropout",), "attention_probs_dropout_prob", 0.1),
-        Setting(("layernorm_eps",), "layer_norm_eps", 1e-12),
-        Setting(("tie_weights",), "tie_word_embeddings", True),
+        Setting("layers_num", "num_hidden_layers", 12),
+        Setting("heads_num", "num_attention_heads", 12),
+        Setting("feedforward_size", "intermediate_size", 3072),
+        Setting("hidden_act", "hidden_act", "gelu", ACTIVATIONS),
+        Setting("max_seq_length", "max_position_embeddings", 512),
+        Setting("dropout", "hidden_dropout_prob", 0.1),
+        Setting("dropout", "attention_probs_dropout_prob", 0.1),
+        Setting("layernorm_eps", "layer_norm_eps", 1e-12),
+        Setting("tie_weights", "tie_word_embeddings", True),
     ),
-    fixed_ours={
-        "embedding": ("word", "pos", "seg"),
-        "encoder": "transformer",
-        "mask": "fully_visible",
-        "layernorm": "normal",
-        "layernorm_positioning": "post",
-        "feed_forward": "dense",
-        "attention_head_size": None,
-        "remove_embedding_layernorm": False,
-        "remove_transformer_bias": False,
-        "remove_attention_scale": False,
-        "parameter_sharing": False,
-        "factorized_embedding_parameterization": False,
-        "pooling": "first",
-    },
+    fixed_ours={"embedding": ("word", "pos", "seg")},
     fixed_theirs={
         "type_vocab_size": 2,
         "position_embedding_type": "absolute",
@@ -110,4 +114,5 @@ BERT = Family(
     tokenizer_class="BertTokenizer",
     tokenizer_files={"vocab_path": "vocab.txt"},
     token_ids={"pad_token_id": "pad"},
+    heads=heads("Bert", "bert.pooler.dense", "classifier"),
 )

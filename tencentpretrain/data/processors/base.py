@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import numpy.typing as npt
 
+from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.random import Ints, UInts, streams
-from tencentpretrain.errors import DataError
+from tencentpretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,6 +23,13 @@ Arrays = dict[str, npt.NDArray[Any]]
 ROW, MASK = 0, 1  # what a stream of random numbers is for
 
 
+def padding_of(field: str, pad_id: int) -> int:
+    """What stands in a field of a batch where there is no token."""
+    if field.endswith("_labels"):
+        return IGNORED
+    return pad_id if field.endswith("input_ids") else 0
+
+
 class Processor:
     """Builds the examples of one objective.
 
@@ -31,14 +39,20 @@ class Processor:
         tokenizer: the tokenizer the store was made with.
 
     Raises:
+        ConfigError: `seq_length` is too small.
         DataError: the dataset is empty, or is laid out for other processors; a special token is missing.
     """
 
     name: ClassVar[str]
+    second_segment: ClassVar[bool] = False  # whether lm's labels may be those of a second segment
+    json_corpus: ClassVar[bool] = False  # whether its corpora are always JSON lines
     layout: ClassVar[str]  # what preprocess.py makes of a corpus for this processor
     readable: ClassVar[tuple[str, ...]]  # the layouts it can build examples from
     provides: ClassVar[tuple[str, ...]]  # the batch fields it fills
+    target_length: ClassVar[str] = "seq_length"  # the option that bounds what a decoder reads
+    two_vocabularies: ClassVar[bool] = False  # whether its two texts may have a tokenizer each
     roles: ClassVar[tuple[str, ...]] = ()  # the special tokens it puts into rows
+    shortest: ClassVar[int] = 4  # the least seq_length
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         if store.documents_num == 0:
@@ -50,16 +64,32 @@ class Processor:
                 f"{store.path}: the dataset has the layout '{store.layout}', data processor '{self.name}' "
                 f"needs '{self.layout}'; make it with preprocess.py --data_processor {self.name}."
             )
-        for role in self.roles:
-            tokenizer.require(role)
-        # Some vocabularies have no [PAD]; segment 0 says what is padding, so any id will do.
-        self.pad_id = tokenizer.pad_id or 0
+        self.check(config, tokenizer)
+        # Some vocabularies have no [PAD]; segment 0 says what is padding, so any id that is never hidden will
+        # do.
+        special = min(tokenizer.special_ids, default=0)
+        self.pad_id: int = special if tokenizer.pad_id is None else tokenizer.pad_id
         self.store = store
         self.config = config
         self.tokenizer = tokenizer
 
+    @classmethod
+    def check(cls, config: DataConfig, tokenizer: Tokenizer) -> None:
+        """Refuse options and vocabularies that no dataset would make usable."""
+        if config.seq_length < cls.shortest:
+            raise ConfigError(
+                f"`seq_length` must be at least {cls.shortest} for data processor '{cls.name}', but is "
+                f"{config.seq_length}."
+            )
+        for role in cls.roles:
+            tokenizer.require(role)
+
     def plan(self, epoch: int) -> Ints:
         """The keys [n] of the samples of an epoch, in the order of the corpus."""
+        raise NotImplementedError
+
+    def lengths(self, keys: Ints, epochs: Ints) -> Ints:
+        """Tokens of each sample, [B]; processors that have it can be packed."""
         raise NotImplementedError
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:

@@ -17,7 +17,7 @@ from tencentpretrain.data.processors.base import (
     pair_rows,
 )
 from tencentpretrain.data.random import Bools, Ints, UInts, below, heads, streams, uniform
-from tencentpretrain.errors import ConfigError, DataError
+from tencentpretrain.errors import DataError
 from tencentpretrain.registry import PROCESSORS
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _CHUNK = 1 << 18  # sentences planned at a time
 _SHORT, _LENGTH, _SPLIT, _PAIR, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B = range(8)
 
 
-class _Draft(NamedTuple):
+class Draft(NamedTuple):
     """What a sample that begins with a given sentence consists of; each [B]."""
 
     target: Ints  # tokens it should have
@@ -53,13 +53,18 @@ class BertProcessor(Processor):
     readable = ("sentences", "documents")  # of a store of documents every sentence is alone; see below
     provides = ("input_ids", "segment_ids", "mlm_labels", "sp_labels")
     roles = ("cls", "sep", "mask")
+    shortest = 5
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
-        if config.seq_length < 5:
-            raise ConfigError(
-                f"`seq_length` must be at least 5 for data processor 'bert', but is {config.seq_length}."
-            )
+        self._check(store)
+        self._masking = self._make_masking()
+        self._room = config.seq_length - 3  # [CLS] a [SEP] b [SEP]
+
+    def _make_masking(self) -> Masking:
+        return Masking(self.config, self.tokenizer)
+
+    def _check(self, store: TokenStore) -> None:
         if store.sentences_num == store.documents_num:
             raise DataError(
                 f"{store.path}: no document has two sentences, which next sentence prediction needs; data "
@@ -71,8 +76,6 @@ class BertProcessor(Processor):
                 f"{store.path}: there is one document only, so none to take random second segments from; "
                 "data processor 'bert' expects a corpus with empty lines between documents."
             )
-        self._masking = Masking(config, tokenizer)
-        self._room = config.seq_length - 3  # [CLS] a [SEP] b [SEP]
 
     def plan(self, epoch: int) -> Ints:
         found, start = [], 0
@@ -96,7 +99,16 @@ class BertProcessor(Processor):
         # What a random second segment replaced is used by the next sample.
         return np.where(draft.random, draft.split, draft.end)
 
+    def lengths(self, keys: Ints, epochs: Ints) -> Ints:
+        first, second = fit_pair(*self._segments(keys, epochs)[1], self._room)
+        return first + 2 + np.where(second > 0, second + 1, 0)
+
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
+        starts, lengths, labels = self._segments(keys, epochs)
+        return self._masked_pair(keys, epochs, starts, lengths) | {"sp_labels": labels}
+
+    def _segments(self, keys: Ints, epochs: Ints) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints], Ints]:
+        """Where the two segments start, their lengths before they are made to fit, and the labels of sp."""
         store = self.store
         draft = self._draft(keys, epochs, store.sentence_ends)
         stream = self.streams(keys, epochs, ROW)
@@ -105,22 +117,22 @@ class BertProcessor(Processor):
         second, second_end = self._random_text(keys, draft.target - first_length, stream)
         second = np.where(draft.random, second, first + first_length)
         second_end = np.where(draft.random, second_end, store.sentence_ends(draft.end - 1))
-        second_length = second_end - second
+        return (first, second), (first_length, second_end - second), draft.random.astype(np.int64)
 
+    def _masked_pair(
+        self, keys: Ints, epochs: Ints, starts: tuple[Ints, Ints], lengths: tuple[Ints, Ints]
+    ) -> Arrays:
+        """Rows of two segments, given by where they start and their lengths in tokens, with hidden tokens."""
+        stream = self.streams(keys, epochs, ROW)
         # What is too much goes from the longer segment, token by token, from its front or its back.
-        lengths = fit_pair(first_length, second_length, self._room)
-        first = first + heads(first_length - lengths[0], streams(stream, _FRONT_A))
-        second = second + heads(second_length - lengths[1], streams(stream, _FRONT_B))
-        input_ids, segment_ids = pair_rows(self, (first, second), lengths)
+        fitted = fit_pair(*lengths, self._room)
+        first = starts[0] + heads(lengths[0] - fitted[0], streams(stream, _FRONT_A))
+        second = starts[1] + heads(lengths[1] - fitted[1], streams(stream, _FRONT_B))
+        input_ids, segment_ids = pair_rows(self, (first, second), fitted)
         seen, labels = self._masking(input_ids, self.streams(keys, epochs, MASK))
-        return {
-            "input_ids": seen,
-            "segment_ids": segment_ids,
-            "mlm_labels": labels,
-            "sp_labels": draft.random.astype(np.int64),
-        }
+        return {"input_ids": seen, "segment_ids": segment_ids, "mlm_labels": labels}
 
-    def _draft(self, first: Ints, epochs: Ints, sentence_ends: Callable[[Ints], Ints]) -> _Draft:
+    def _draft(self, first: Ints, epochs: Ints, sentence_ends: Callable[[Ints], Ints]) -> Draft:
         """What the samples consist of that begin with the sentences `first` [B]."""
         store, stream = self.store, self.streams(first, epochs, ROW)
         short = uniform(stream, _SHORT) < self.config.short_seq_prob
@@ -131,7 +143,7 @@ class BertProcessor(Processor):
         end = first_at_least(sentence_ends, first, high, store.sentence_starts(first) + target) + 1
         split = first + 1 + below(np.maximum(end - first - 1, 1), stream, _SPLIT)
         random = (end == first + 1) | (uniform(stream, _PAIR) < 0.5)
-        return _Draft(target, split, end, random)
+        return Draft(target, split, end, random)
 
     def _random_text(self, keys: Ints, wanted: Ints, stream: UInts) -> tuple[Ints, Ints]:
         """Start and end of `wanted` [B] tokens or more, in whole sentences, from a random other document."""

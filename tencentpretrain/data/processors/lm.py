@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class LmProcessor(Processor):
     name = "lm"
     layout = "documents"
     readable = ("documents", "sentences", "labelled")
-    provides = ("input_ids", "segment_ids", "lm_labels")
+    provides: ClassVar[tuple[str, ...]] = ("input_ids", "segment_ids", "lm_labels")
     roles = ("cls", "sep")
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
@@ -42,14 +43,71 @@ class LmProcessor(Processor):
             return np.arange(0, self._stream.length - 1, self.config.seq_length)
         return self._stream.windows(self.config.seq_length, remainder=1)
 
+    def lengths(self, keys: Ints, epochs: Ints) -> Ints:
+        return self._lengths(keys, self.config.seq_length + 1) - 1
+
+    def _lengths(self, keys: Ints, width: int) -> Ints:
+        """Tokens from keys [B] to the end, at most `width`."""
+        end = self._stream.length if self.config.full_sentences else self._stream.ends(keys)
+        return np.minimum(end - keys, width)
+
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         width = self.config.seq_length
-        end = self._stream.length if self.config.full_sentences else self._stream.ends(keys)
-        lengths = np.minimum(end - keys, width + 1)
+        lengths = self._lengths(keys, width + 1)
         ids = self._stream.take(keys, lengths, width + 1)
         used = np.arange(width) < lengths[:, None] - 1
         return {
             "input_ids": np.where(used, ids[:, :-1], self.pad_id),
             "segment_ids": used.astype(np.int64),
             "lm_labels": np.where(used, ids[:, 1:], IGNORED),
+        }
+
+
+@PROCESSORS.register("llm_pretrain")
+class LlmPretrainProcessor(LmProcessor):
+    """The same as `lm`, of a corpus of JSON lines; documents are always joined so that samples are full."""
+
+    name = "llm_pretrain"
+    json_corpus = True
+
+    def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(store, dataclasses.replace(config, full_sentences=True), tokenizer)
+
+
+@PROCESSORS.register("bilm")
+class BilmProcessor(LmProcessor):
+    """Every token from those before it and from those behind it (Peters et al. 2018, section 3.1): pieces of
+    a document, whose neighbours are [CLS] and [SEP]; with full_sentences pieces run on across documents,
+    [SEP] between them.
+    """
+
+    name = "bilm"
+    provides = ("input_ids", "segment_ids", "bilm_labels")
+    lengths = Processor.lengths  # it cannot be packed: no encoder of two directions keeps documents apart
+
+    def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(store, config, tokenizer)
+        self._ends = tokenizer.require("cls"), tokenizer.require("sep")
+        self._stream = Stream(store, after=self._ends[1] if config.full_sentences else None)
+
+    def plan(self, epoch: int) -> Ints:
+        if self.config.full_sentences:
+            return np.arange(0, self._stream.length - 1, self.config.seq_length)
+        return self._stream.windows(self.config.seq_length, remainder=0)
+
+    def build(self, keys: Ints, epochs: Ints) -> Arrays:
+        width = self.config.seq_length
+        # The last [SEP] separates nothing.
+        end = self._stream.length - 1 if self.config.full_sentences else self._stream.ends(keys)
+        lengths = np.minimum(end - keys, width)
+        ids = self._stream.take(keys, lengths, width)
+        columns, rows = np.arange(width), np.arange(keys.size)
+        used = columns < lengths[:, None]
+        labels = np.stack([np.roll(ids, -1, axis=1), np.roll(ids, 1, axis=1)], axis=2)
+        labels[rows, lengths - 1, 0] = self._ends[1]
+        labels[:, 0, 1] = self._ends[0]
+        return {
+            "input_ids": np.where(used, ids, self.pad_id),
+            "segment_ids": used.astype(np.int64),
+            "bilm_labels": np.where(used[:, :, None], labels, IGNORED),
         }

@@ -16,23 +16,17 @@ if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
 
 
-@PROCESSORS.register("mlm")
-class MlmProcessor(Processor):
-    """Hidden tokens of single texts (Liu et al. 2019, "RoBERTa", section 4.2): [CLS] piece [SEP].
-
-    Documents are cut into pieces; with full_sentences pieces run on across documents, [SEP] between them.
+class PieceProcessor(Processor):
+    """Rows [CLS] piece [SEP]: documents are cut into pieces; with full_sentences pieces run on across
+    documents, [SEP] between them.
     """
 
-    name = "mlm"
     layout = "documents"
     readable = ("documents", "sentences", "labelled")
-    provides = ("input_ids", "segment_ids", "mlm_labels")
-    roles = ("cls", "sep", "mask")
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
         self._cls, self._sep = tokenizer.require("cls"), tokenizer.require("sep")
-        self._masking = Masking(config, tokenizer)
         self._stream = Stream(store, after=self._sep if config.full_sentences else None)
         self._room = config.seq_length - 2
 
@@ -41,7 +35,11 @@ class MlmProcessor(Processor):
             return np.arange(0, self._stream.length - 1, self._room)  # the last [SEP] separates nothing
         return self._stream.windows(self._room, remainder=0)
 
-    def build(self, keys: Ints, epochs: Ints) -> Arrays:
+    def lengths(self, keys: Ints, epochs: Ints) -> Ints:
+        return self._bounds(keys)[1] + 2
+
+    def _bounds(self, keys: Ints) -> tuple[Ints, Ints]:
+        """Where pieces start, and their lengths."""
         starts, ends = keys, np.minimum(keys + self._room, self._stream.length)
         if self.config.full_sentences:
             # A separator at the edge of a piece has nothing to separate.
@@ -49,15 +47,36 @@ class MlmProcessor(Processor):
             ends = ends - (self._stream.ends(ends - 1) == ends)
         else:
             ends = np.minimum(ends, self._stream.ends(keys))
-        lengths = ends - starts
-        width = self.config.seq_length
-        columns, lengths_ = np.arange(width), lengths[:, None]
-        input_ids = np.full((keys.size, width), self.pad_id, np.int64)
-        input_ids[:, 1:-1] = np.where(
-            columns[: self._room] < lengths_, self._stream.take(starts, lengths, self._room), self.pad_id
+        return starts, ends - starts
+
+    def pieces(self, keys: Ints) -> tuple[Ints, Ints]:
+        """Rows [CLS] piece [SEP], [B, seq_length], and the lengths of the pieces, [B]."""
+        starts, lengths = self._bounds(keys)
+        rows = np.full((keys.size, self.config.seq_length), self.pad_id, np.int64)
+        rows[:, 1:-1] = np.where(
+            np.arange(self._room) < lengths[:, None],
+            self._stream.take(starts, lengths, self._room),
+            self.pad_id,
         )
-        input_ids[:, 0] = self._cls
-        input_ids[np.arange(keys.size), lengths + 1] = self._sep
-        seen, labels = self._masking(input_ids, self.streams(keys, epochs, MASK))
-        segment_ids = (columns < lengths_ + 2).astype(np.int64)
+        rows[:, 0] = self._cls
+        rows[np.arange(keys.size), lengths + 1] = self._sep
+        return rows, lengths
+
+
+@PROCESSORS.register("mlm")
+class MlmProcessor(PieceProcessor):
+    """Hidden tokens of single texts (Liu et al. 2019, "RoBERTa", section 4.2): [CLS] piece [SEP]."""
+
+    name = "mlm"
+    provides = ("input_ids", "segment_ids", "mlm_labels")
+    roles = ("cls", "sep", "mask")
+
+    def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
+        super().__init__(store, config, tokenizer)
+        self._masking = Masking(config, tokenizer)
+
+    def build(self, keys: Ints, epochs: Ints) -> Arrays:
+        rows, lengths = self.pieces(keys)
+        seen, labels = self._masking(rows, self.streams(keys, epochs, MASK))
+        segment_ids = (np.arange(rows.shape[1]) < lengths[:, None] + 2).astype(np.int64)
         return {"input_ids": seen, "segment_ids": segment_ids, "mlm_labels": labels}

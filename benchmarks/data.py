@@ -2,14 +2,16 @@
 
 Each round tokenises the same lines with the library alone (`encode_batch_fast`, lines in memory, result
 thrown away) and with preprocess.py's function (file to finished token store), one after the other, in
-processes of their own. Then corpora of growing size show whether memory grows with them.
+processes of their own. Then the same text in other forms, and corpora of growing size and of odd shape:
+memory is that of the main process and of the largest worker.
 
-    python benchmarks/preprocess.py --megabytes 20 --rounds 3 --largest 200
+    python benchmarks/data.py --megabytes 20 --rounds 3 --largest 200
 """
 
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import os
 import resource
@@ -41,7 +43,7 @@ def sample(folder: Path, data_path: Path) -> tuple[bytes, Path]:
     return text.encode(), folder / "vocab.txt"
 
 
-def bare(corpus: Path, vocabulary: Path, _: int) -> None:
+def bare(corpus: Path, vocabulary: Path, _: int, __: str, ___: str) -> None:
     from tokenizers import BertWordPieceTokenizer
 
     rust = BertWordPieceTokenizer(str(vocabulary))._tokenizer
@@ -51,7 +53,7 @@ def bare(corpus: Path, vocabulary: Path, _: int) -> None:
             rust.encode_batch_fast(lines[start : start + LINES], add_special_tokens=False)
 
 
-def ours(corpus: Path, vocabulary: Path, processes_num: int) -> None:
+def ours(corpus: Path, vocabulary: Path, processes_num: int, layout: str, dedup: str) -> None:
     from tencentpretrain.config import PreprocessConfig, TokenizerConfig
     from tencentpretrain.data.preprocess import preprocess
     from tencentpretrain.tokenizers import build_tokenizer
@@ -61,9 +63,16 @@ def ours(corpus: Path, vocabulary: Path, processes_num: int) -> None:
         corpus_path=(str(corpus),),
         dataset_path=str(corpus.with_suffix(".store")),
         processes_num=processes_num,
+        dedup=dedup or None,
     )
     with measured(corpus):
-        preprocess(config, "documents", tokenizer)
+        preprocess(config, layout, tokenizer)
+
+
+def own_peak() -> float:
+    """MB of this program; `ru_maxrss` would count what the process held before it became this program."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 class measured:  # noqa: N801 (used as a statement)
@@ -77,7 +86,7 @@ class measured:  # noqa: N801 (used as a statement)
 
     def __exit__(self, *_: object) -> None:
         memory = {
-            "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+            "memory": own_peak(),
             "worker_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         }
         wall, cpu = time.perf_counter() - self.wall, self._cpu() - self.cpu
@@ -88,9 +97,17 @@ class measured:  # noqa: N801 (used as a statement)
         return sum(os.times()[:4])
 
 
-def run(part: str, corpus: Path, vocabulary: Path, processes_num: int = 1) -> Result:
+def run(
+    part: str,
+    corpus: Path,
+    vocabulary: Path,
+    processes_num: int = 1,
+    layout: str = "documents",
+    dedup: str = "",
+) -> Result:
+    words = part, corpus, vocabulary, processes_num, layout, dedup
     done = subprocess.run(
-        [sys.executable, __file__, "--part", part, str(corpus), str(vocabulary), str(processes_num)],
+        [sys.executable, __file__, "--part", *map(str, words)],
         env={**os.environ, "TOKENIZERS_PARALLELISM": "false"},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -120,11 +137,14 @@ def main() -> None:
     parser.add_argument("--megabytes", type=int, default=20, help="text tokenised in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--largest", type=int, default=200, help="megabytes of the largest corpus for memory")
-    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--document", type=int, default=100, help="megabytes of the longest document")
+    parser.add_argument("--lines", type=int, default=10_000_000, help="one-line documents")
+    parser.add_argument("--part", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.part:
-        part, corpus, vocabulary, processes_num = arguments.part
-        {"bare": bare, "ours": ours}[part](Path(corpus), Path(vocabulary), int(processes_num))
+        part, corpus, vocabulary, processes_num, layout, dedup = arguments.part
+        measure = {"bare": bare, "ours": ours}[part]
+        measure(Path(corpus), Path(vocabulary), int(processes_num), layout, dedup)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -146,10 +166,46 @@ def main() -> None:
         library = row("tokenizers, encode_batch_fast", [pair[0] for pair in pairs])
         one = row("preprocess, 1 process", [pair[1] for pair in pairs])
         print(f"  ratio: {one[0] / library[0]:.2f} by time, {one[1] / library[1]:.2f} by CPU time")
+        for path in other_forms(corpus):
+            row(f"  {path.name}, per compressed MB", [run("ours", path, vocabulary)])
         for megabytes in (arguments.largest // 100, arguments.largest // 10, arguments.largest):
             corpus = corpus_of(max(megabytes, 1))
             row(f"preprocess, 2 processes, {corpus.stem} MB", [run("ours", corpus, vocabulary, 2)], 2)
+            if megabytes == arguments.largest:
+                result = run("ours", corpus, vocabulary, 2, "documents", "exact")
+                row("  --dedup exact (almost all dropped)", [result], 2)
             corpus.unlink()
+        document = folder / "document.txt"
+        repeated = text * max(1, round(arguments.document * 1e6 / len(text)))
+        for what, content, layout in (
+            (f"one document of {arguments.document} MB, lines", b"a\n\n" + repeated, "sentences"),
+            (
+                f"one document of {arguments.document} MB, one line",
+                repeated.replace(b"\n", b" "),
+                "documents",
+            ),
+        ):
+            document.write_bytes(content)
+            row(what, [run("ours", document, vocabulary, 2, layout)], 2)
+            row("  --dedup exact", [run("ours", document, vocabulary, 2, layout, "exact")], 2)
+        with document.open("w", encoding="utf-8") as file:
+            file.writelines(f"{number} is a number\n" for number in range(arguments.lines))
+        row(f"{arguments.lines:,} documents of one line", [run("ours", document, vocabulary, 2)], 2)
+        row("  --dedup exact", [run("ours", document, vocabulary, 2, "documents", "exact")], 2)
+
+
+def other_forms(corpus: Path) -> list[Path]:
+    """The lines of a text file as gzip, zstd and Parquet files."""
+    import pyarrow.parquet
+    import zstandard
+
+    content = corpus.read_bytes()
+    paths = [corpus.with_suffix(suffix) for suffix in (".txt.gz", ".txt.zst", ".parquet")]
+    paths[0].write_bytes(gzip.compress(content, 6))
+    paths[1].write_bytes(zstandard.compress(content))
+    table = pyarrow.table({"text": content.decode().split("\n")})
+    pyarrow.parquet.write_table(table, paths[2])
+    return paths
 
 
 if __name__ == "__main__":

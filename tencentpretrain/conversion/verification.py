@@ -1,0 +1,140 @@
+"""A converted model beside the original: both are run on the same random input."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.conversion import huggingface
+from tencentpretrain.description import described_config, read_description
+from tencentpretrain.errors import ConfigError, WeightsError
+from tencentpretrain.files import read_json
+from tencentpretrain.model import Model, build_model
+from tencentpretrain.weights import load_weights, open_weights
+
+TOLERANCE = 1e-4
+ROWS, LENGTH = 3, 12
+# Logits of theirs, by our target; the first that is there.
+_LOGITS = {
+    "mlm": ("prediction_logits", "logits"),
+    "lm": ("logits",),
+    "sp": ("seq_relationship_logits", "sop_logits", "logits"),
+}
+
+
+def check_verifiable(directory: Path) -> Any:
+    """The module `transformers`.
+
+    Raises:
+        ConfigError: it is not installed, or there is no directory that it could load.
+    """
+    if not huggingface.is_model_directory(directory):
+        raise ConfigError(
+            f"--verify needs a Hugging Face directory with config.json, which {directory} is not."
+        )
+    try:
+        import transformers
+    except ImportError:
+        raise ConfigError(
+            "--verify needs Transformers; install it with 'pip install transformers'."
+        ) from None
+    return transformers
+
+
+def verify(weights: Path, directory: Path, config: ModelConfig | None = None) -> None:
+    """Run weights of ours and a Hugging Face directory, in fp32, and print by how much they differ.
+
+    Args:
+        config: ours; default: what lies beside the weights.
+
+    Raises:
+        SystemExit: with 1, where a difference exceeds 1e-4 of the largest number.
+    """
+    transformers = check_verifiable(directory)
+    values = read_json(directory / huggingface.CONFIG)
+    architecture = next(iter(values.get("architectures") or ()), "AutoModel")
+    theirs = getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float32).eval()
+    if config is None:
+        config = described_config(weights, read_description(weights) or {})
+    tensors, _ = open_weights(weights)
+    source, target = (tensors.get(f"{side}.word.embedding.weight") for side in ("embedding", "tgt_embedding"))
+    assert source is not None
+    ours = build_model(config, len(source), tgt_vocab_size=None if target is None else len(target)).eval()
+    load_weights(ours, weights)
+    worst = 0.0
+    for what, one, other in _outputs(ours, theirs, tensors):
+        absolute = (one - other).abs().max().item()
+        relative = absolute / max(other.abs().max().item(), 1e-30)
+        worst = max(worst, relative)
+        print(f"{what}: largest difference {absolute:.1e}, {relative:.1e} of the largest number")
+    if not worst <= TOLERANCE:  # nor if it is not a number
+        print(f"the models differ by more than {TOLERANCE:.0e} of the largest number")
+        raise SystemExit(1)
+
+
+@torch.no_grad()
+def _outputs(ours: Model, theirs: Any, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What both give, under a name: the last hidden states where there is text, and logits."""
+    batch, reference = _inputs(ours.config, theirs)
+    output = theirs(**reference, output_hidden_states=True)
+    states = output.get("decoder_hidden_states") or output["hidden_states"]
+    real = batch.get("decoder_segment_ids", batch["segment_ids"]) > 0
+    hidden = ours.encode(batch)
+    yield "hidden states", hidden[real], states[-1][real]
+    for name, target in ours.target.items():
+        of_target = [key for key in ours.state_dict() if key.startswith(f"target.{name}.")]
+        found = [output[key] for key in _LOGITS.get(name, ()) if key in output]
+        if not found or not any(key in tensors for key in of_target):
+            continue
+        logits = target.logits(hidden, batch) if name == "sp" else target.logits(hidden)  # type: ignore[operator]
+        kept = slice(None) if name == "sp" else real
+        yield f"logits of {name}", logits[kept], found[0][kept]
+    if "output_layer_2.weight" in tensors:
+        pooled = _linear(hidden[:, 0], tensors, "output_layer_1").tanh()
+        yield "logits", _linear(pooled, tensors, "output_layer_2"), output["logits"]
+    if "output_layer.weight" in tensors:
+        logits = _linear(hidden, tensors, "output_layer")
+        ends = [output[key] for key in ("start_logits", "end_logits") if key in output]
+        yield "logits", logits[real], (torch.stack(ends, -1) if ends else output["logits"])[real]
+
+
+def _linear(states: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
+    weight, bias = (tensors[f"{name}.{kind}"].float() for kind in ("weight", "bias"))
+    return torch.nn.functional.linear(states, weight, bias)
+
+
+def _inputs(config: ModelConfig, theirs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Random padded input, as ours and as theirs."""
+    generator = torch.Generator().manual_seed(0)
+    padding = theirs.config.pad_token_id or 0
+    known = inspect.signature(theirs.forward).parameters
+    length = min(LENGTH, config.max_seq_length - 2)
+    if length < 2:
+        raise WeightsError(f"`max_seq_length` is {config.max_seq_length}, too short for --verify.")
+    lengths = torch.arange(length, 0, -2)[:ROWS, None]
+    real = torch.arange(length) < lengths
+
+    def text() -> Tensor:
+        tokens = torch.randint(theirs.config.vocab_size, real.shape, generator=generator)
+        tokens[tokens == padding] = (padding + 1) % theirs.config.vocab_size
+        return tokens.where(real, padding)
+
+    tokens, segments = text(), real.long()
+    if "seg" in config.embedding and getattr(theirs.config, "type_vocab_size", 0) > 1:
+        segments[:, length // 2 :] *= 2
+    ours = {"input_ids": tokens, "segment_ids": segments}
+    reference = {"input_ids": tokens, "attention_mask": real.long()}
+    if "token_type_ids" in known:
+        reference["token_type_ids"] = (segments - 1).clamp(min=0)
+    if config.decoder is not None:
+        size = getattr(theirs.config, "decoder_vocab_size", theirs.config.vocab_size)
+        tokens = text().clamp(max=size - 1)
+        ours |= {"decoder_input_ids": tokens, "decoder_segment_ids": real.long()}
+        reference |= {"decoder_input_ids": tokens, "decoder_attention_mask": real.long()}
+    return ours, reference

@@ -1,0 +1,161 @@
+"""Samples from several token stores, each with a probability."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tencentpretrain.data.processors.base import Arrays, Processor, padding_of
+from tencentpretrain.data.random import Ints, shuffled, streams
+from tencentpretrain.data.store import TokenStore
+from tencentpretrain.errors import ConfigError, DataError
+
+_ORDER = 4  # what a stream of random numbers is for; beside those of the loader
+
+# A key of the mixture is source · 2^56 + epoch of the source · 2^40 + key of the source.
+_SOURCE, _EPOCH = 56, 40
+_SOURCES, _EPOCHS = 1 << (63 - _SOURCE), 1 << (_SOURCE - _EPOCH)
+
+
+class Source(NamedTuple):
+    """A store and the probability that a sample comes from it."""
+
+    store: TokenStore
+    weight: float
+
+
+def open_sources(paths: Sequence[str]) -> tuple[Source, ...]:
+    """The stores that `--dataset_path` names, each as PATH or PATH:WEIGHT; probabilities add up to 1.
+
+    Without weights every sample of every store is as probable as any other.
+
+    Raises:
+        ConfigError: some have a weight and some not, or a weight is not above 0.
+        DataError: no store there, or the stores do not go together.
+    """
+    named = [_split(path) for path in paths]
+    stores = [TokenStore.open(path) for path, _ in named]
+    weights = [weight for _, weight in named if weight is not None]
+    if weights and len(weights) < len(named):
+        raise ConfigError("--dataset_path: give every dataset a weight (PATH:0.7), or none.")
+    first = stores[0]
+    for store in stores[1:]:
+        if [store.tokenizer.fingerprint, store.tgt_tokenizer.fingerprint] != [
+            first.tokenizer.fingerprint,
+            first.tgt_tokenizer.fingerprint,
+        ]:
+            raise DataError(
+                f"{store.path} was made with another tokenizer than {first.path}; make it again."
+            )
+    if len({store.path.resolve() for store in stores}) < len(stores):
+        raise ConfigError("--dataset_path names a dataset twice; give it a larger weight instead.")
+    if len(stores) > _SOURCES:
+        raise ConfigError(f"--dataset_path names {len(stores)} datasets, at most {_SOURCES} can be mixed.")
+    shares = weights or [store.tokens_num for store in stores]
+    return tuple(Source(store, share / sum(shares)) for store, share in zip(stores, shares, strict=True))
+
+
+def _split(text: str) -> tuple[str, float | None]:
+    path, colon, weight = text.rpartition(":")
+    if not colon or Path(text).exists():
+        return text, None
+    try:
+        value = float(weight)
+    except ValueError:
+        return text, None
+    if not 0 < value < float("inf"):
+        raise ConfigError(f"--dataset_path {text}: a weight must be above 0.")
+    return path, value
+
+
+class MixtureProcessor(Processor):
+    """Builds the samples of several processors of one kind.
+
+    An epoch has as many samples as all sources together have in theirs; each source gives its share, and goes
+    through its own epochs at its own pace, every one in an order of its own.
+
+    Args:
+        processors: one for each source.
+        weights: the probability of each, adding up to 1.
+    """
+
+    def __init__(self, processors: Sequence[Processor], weights: Sequence[float]) -> None:
+        first = processors[0]
+        self.name, self.provides, self.pad_id = first.name, first.provides, first.pad_id  # type: ignore[misc]
+        self.store, self.config, self.tokenizer = first.store, first.config, first.tokenizer
+        self.processors = processors
+        self.weights = weights
+        self._sizes: list[list[int]] = [[] for _ in processors]  # samples of the epochs of each source so far
+        self._size = sum(self._epoch_size(source, 0) for source in range(len(processors)))
+
+    def epochs(self, samples: float) -> list[float]:
+        """Epochs of each source in that many samples of the mixture, if its epochs are like its first one."""
+        return [samples * weight / self._epoch_size(source, 0) for source, weight in enumerate(self.weights)]
+
+    def plan(self, epoch: int) -> Ints:
+        return np.concatenate(
+            [
+                self._take(source, self._given(source, epoch), self._given(source, epoch + 1))
+                for source in range(len(self.processors))
+            ]
+        )
+
+    def _given(self, source: int, epoch: int) -> int:
+        """Samples a source has given before an epoch of the mixture."""
+        return round(self.weights[source] * self._size * epoch)
+
+    def _epoch_size(self, source: int, epoch: int) -> int:
+        sizes = self._sizes[source]
+        while len(sizes) <= epoch:
+            sizes.append(self.processors[source].plan(len(sizes)).size)
+            if not sizes[-1]:
+                path = self.processors[source].store.path
+                raise DataError(f"{path}: '{self.name}' finds no samples in it.")
+        return sizes[epoch]
+
+    def _take(self, source: int, begin: int, end: int) -> Ints:
+        """Samples begin … end of the endless shuffled stream of a source."""
+        found, epoch, first = [], 0, 0  # `first`: samples of the epochs before
+        while first < end:
+            size = self._epoch_size(source, epoch)
+            if first + size > begin:
+                offsets = np.arange(max(begin - first, 0), min(end - first, size))
+                order = streams(self.config.seed, _ORDER, source, epoch)
+                keys = self.processors[source].plan(epoch)[shuffled(offsets, size, order)]
+                assert epoch < _EPOCHS and keys.max(initial=0) < 1 << _EPOCH
+                found.append((source << _SOURCE) + (epoch << _EPOCH) + keys)
+            first, epoch = first + size, epoch + 1
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+    def lengths(self, keys: Ints, epochs: Ints) -> Ints:
+        found = np.empty_like(keys)
+        for source, here, own_keys, own_epochs in _parts(keys):
+            found[here] = self.processors[source].lengths(own_keys, own_epochs)
+        return found
+
+    def build(self, keys: Ints, epochs: Ints) -> Arrays:
+        parts = [
+            (here, self.processors[source].build(own_keys, own_epochs))
+            for source, here, own_keys, own_epochs in _parts(keys)
+        ]
+        found: Arrays = {}
+        for name in parts[0][1]:
+            arrays = [arrays[name] for _, arrays in parts]
+            shape = np.max([array.shape[1:] for array in arrays], axis=0).astype(int)
+            found[name] = np.full((keys.size, *shape), padding_of(name, self.pad_id), arrays[0].dtype)
+            for (here, _), array in zip(parts, arrays, strict=True):
+                places: tuple[Any, ...] = (here, *map(slice, array.shape[1:]))
+                found[name][places] = array
+        return found
+
+
+def _parts(keys: Ints) -> Iterator[tuple[int, Ints, Ints, Ints]]:
+    """Sources that occur among keys of a mixture: which, where, and its keys and epochs there."""
+    sources = keys >> _SOURCE
+    for source in np.unique(sources).tolist():
+        here = np.flatnonzero(sources == source)
+        own = keys[here]
+        yield source, here, own & ((1 << _EPOCH) - 1), (own >> _EPOCH) % _EPOCHS

@@ -1,0 +1,167 @@
+"""Packing: every sample in exactly one row, rows nearly full, and a model that cannot tell the difference."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from stores import PlainTokenizer, random_documents, write_store
+
+from tencentpretrain import build_model
+from tencentpretrain.batch import Batch
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.config.data import DataConfig
+from tencentpretrain.data.loader import LoadedBatch, Loader
+from tencentpretrain.data.packing import pack
+from tencentpretrain.data.store import TokenStore
+from tencentpretrain.errors import ConfigError
+from tencentpretrain.registry import PROCESSORS
+from tencentpretrain.training.pretraining import packing_problems
+
+TARGETS = {"bert": ("mlm", "sp"), "albert": ("mlm", "sp"), "mlm": ("mlm",), "lm": ("lm",), "llm_sft": ("lm",)}
+LAYOUTS = {"llm_sft": "instructions"}
+WIDTH = 24
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TokenStore]:
+    folder = tmp_path_factory.mktemp("packing")
+    return {
+        "sentences": write_store(folder / "a", random_documents(60), shard_tokens=500),
+        "instructions": write_store(folder / "b", random_documents(60, sentences=(2, 2)), "instructions"),
+    }
+
+
+def loader(stores: dict[str, TokenStore], name: str, packing: bool = True, **options: Any) -> Loader:
+    config = DataConfig(data_processor=name, seq_length=WIDTH, packing=packing)
+    store = stores[LAYOUTS.get(name, "sentences")]
+    processor = PROCESSORS[name](store, config, PlainTokenizer())
+    return Loader(processor, 4, 7, **({"targets": TARGETS[name], "trim": packing} | options))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=300), st.integers(40, 60))
+def test_every_sample_has_one_row_and_no_row_is_too_long(lengths: list[int], room: int) -> None:
+    order, rows = pack(np.array(lengths), room)
+    assert sorted(order) == list(range(len(lengths)))
+    assert (np.diff(rows) >= 0).all() and set(rows) == set(range(rows[-1] + 1))
+    filled = np.bincount(rows, np.array(lengths)[order])
+    assert filled.max() <= room
+    # The first sample of a row would not have fitted into the row before.
+    firsts = np.array(lengths)[order[np.flatnonzero(np.diff(rows, prepend=-1))]]
+    assert (filled[:-1] + firsts[1:].min(initial=room) > room).all() or len(filled) == 1
+
+
+def test_rows_are_nearly_full() -> None:
+    lengths = np.random.default_rng(0).geometric(1 / 60, 8192).clip(1, 128)
+    _, rows = pack(lengths, 128)
+    assert lengths.sum() / (128 * (rows[-1] + 1)) > 0.99
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_an_epoch_has_the_same_samples_and_counts(stores: dict[str, TokenStore], name: str) -> None:
+    def totals(packing: bool) -> tuple[Counter[str], Counter[int]]:
+        counts: Counter[str] = Counter()
+        shown: Counter[int] = Counter()
+        for loaded in loader(stores, name, packing).one_pass():
+            counts.update(loaded.counts | {"tokens": loaded.tokens})
+            shown.update(loaded.batch["input_ids"][loaded.batch["segment_ids"] > 0].tolist())
+        return counts, shown
+
+    assert totals(True) == totals(False)
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_the_model_cannot_tell_packed_samples_from_padded_ones(
+    stores: dict[str, TokenStore], name: str
+) -> None:
+    mask = {"lm": "causal", "llm_sft": "causal_with_prefix"}.get(name, "fully_visible")
+    for positions in ({"embedding": ("word", "pos")}, {"rotary_position_embedding": True}):
+        model = build_model(
+            ModelConfig(
+                hidden_size=16, emb_size=16, feedforward_size=32, heads_num=2, layers_num=2, dropout=0.0,
+                max_seq_length=WIDTH, mask=mask, target=TARGETS[name], **positions,
+            ),
+            1000,
+        )  # fmt: skip
+        sums = {}
+        for packing in (True, False):
+            parts = [model(loaded.batch).parts for loaded in loader(stores, name, packing).one_pass()]
+            sums[packing] = {
+                target: sum(part[target].loss_sum.item() for part in parts) for target in TARGETS[name]
+            }
+        for target in TARGETS[name]:
+            assert sums[True][target] == pytest.approx(sums[False][target], rel=1e-5)
+
+
+def test_a_document_changes_nothing_in_its_neighbours(stores: dict[str, TokenStore]) -> None:
+    batch = next(loader(stores, "mlm").batches()).batch
+    config = ModelConfig(
+        hidden_size=16, emb_size=16, feedforward_size=32, heads_num=2, layers_num=2, max_seq_length=WIDTH
+    )
+    model = build_model(config, 1000).eval()
+    first = batch["document_ids"] == 1
+    assert (batch["document_ids"] == 2).any()
+    changed = batch | {
+        "input_ids": torch.where(first, 5 + (batch["input_ids"] + 1) % 900, batch["input_ids"])
+    }
+    before, after = model.encode(batch), model.encode(changed)
+    assert torch.equal(before[~first], after[~first])
+    assert not torch.equal(before[first], after[first])
+
+
+def field_rows(loaded: LoadedBatch) -> list[Batch]:
+    fields = ("input_ids", "document_ids", "position_ids", "mlm_labels")
+    return [
+        {name: loaded.batch[name][row] for name in fields} for row in range(len(loaded.batch["input_ids"]))
+    ]
+
+
+@settings(max_examples=10)
+@given(start=st.integers(1, 40), workers=st.sampled_from([0, 2]))
+def test_batches_continue_where_they_stopped(stores: dict[str, TokenStore], start: int, workers: int) -> None:
+    whole = list(itertools.islice(loader(stores, "mlm").batches(), start + 4))
+    rest = loader(stores, "mlm", workers_num=workers).batches(whole[start - 1].position)
+    for expected, found in zip(whole[start:], rest, strict=False):
+        assert expected.batch.keys() == found.batch.keys()
+        assert all(torch.equal(expected.batch[name], found.batch[name]) for name in expected.batch)
+        assert expected.position == found.position
+
+
+def test_two_ranks_get_the_rows_of_one(stores: dict[str, TokenStore]) -> None:
+    ranks = [loader(stores, "mlm", rank=rank, world_size=2, trim=False).batches() for rank in (0, 1)]
+    one = loader(stores, "mlm", trim=False)
+    one.batch_size *= 2
+    for expected in itertools.islice(one.batches(), 20):
+        found = [row for rank in ranks for row in field_rows(next(rank))]
+        for one_row, other in zip(field_rows(expected), found, strict=True):
+            assert all(torch.equal(one_row[name], other[name]) for name in one_row)
+
+
+def test_epochs_are_packed_differently(stores: dict[str, TokenStore]) -> None:
+    source = loader(stores, "mlm")
+    seen: dict[int, list[Any]] = {0: [], 1: []}
+    for loaded in source.batches():
+        if loaded.position.epoch > 1:
+            break
+        seen[loaded.position.epoch].append(loaded.batch["input_ids"].tolist())
+    assert seen[0] and seen[1] and seen[0] != seen[1]
+
+
+def test_the_number_of_rows_is_known(stores: dict[str, TokenStore]) -> None:
+    source = loader(stores, "lm")
+    assert source.rows_num() == sum(len(loaded.batch["input_ids"]) for loaded in source.one_pass())
+
+
+def test_what_cannot_be_packed_is_refused(stores: dict[str, TokenStore]) -> None:
+    config = DataConfig(data_processor="bilm", packing=True)
+    with pytest.raises(ConfigError, match=r"'bilm' cannot share a row; those of .*mlm"):
+        Loader(PROCESSORS["bilm"](stores["sentences"], config, PlainTokenizer()), 4, 7)
+    assert packing_problems(ModelConfig()) == []
+    assert "encoder 'gru'" in packing_problems(ModelConfig(encoder="gru"))[0]
+    assert "`pooling` first" in packing_problems(ModelConfig(target=("cls",), pooling="mean"))[0]
