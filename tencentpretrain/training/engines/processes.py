@@ -10,16 +10,17 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
 
+import torch
 import torch.distributed as dist
 
-from tencentpretrain.errors import ConfigError, Terminated, run_program
+from tencentpretrain.errors import ConfigError, run_program
 
-_GRACE = 10  # seconds from SIGTERM to SIGKILL for what is left of a group that lost a process
+_GRACE = 30  # seconds that the others have to end after one of a group has
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of who was asked to stop
 
 
@@ -72,48 +73,48 @@ def run_processes(
 
     Raises:
         SystemExit: one of them did not end well; with its exit status. The others are ended.
-        KeyboardInterrupt, Terminated: asked to stop, and they have.
     """
     host, port = _host_and_port(address) if address else ("127.0.0.1", 0)
     # The meeting point lives here, so that no port has to be guessed, and it outlives every rank.
     store = dist.TCPStore(  # type: ignore[attr-defined]
         host, port, world_size, 0 in ranks, wait_for_workers=False
     )
-    os.environ |= {
+    told = {
         "WORLD_SIZE": str(world_size), "LOCAL_WORLD_SIZE": str(len(ranks)), "MASTER_ADDR": host,
         "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(len(os.sched_getaffinity(0)) // len(ranks), 1)))
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores of other processes
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_be_rank, args=(main, rank, number), name=f"rank {rank}")
+        context.Process(
+            target=_be_rank,
+            args=(main, told | {"RANK": str(rank), "LOCAL_RANK": str(number)}),
+            name=f"rank {rank}",
+        )
         for number, rank in enumerate(ranks)
     ]
-    with _handed_on(processes) as received:
+    with _handed_on(processes):
         for process in processes:
             process.start()
         failed = _wait_for(processes)
     if failed is None:
         return
     rank, status = ranks[processes.index(failed)], failed.exitcode or 0
-    if received and status in _STOPPED:
-        raise KeyboardInterrupt if received[0] == signal.SIGINT else Terminated
-    if status < 0:
-        ended = f"was ended by {signal.Signals(-status).name}"
-    elif status in _STOPPED:
-        ended = f"was asked to stop by {signal.Signals(status - 128).name}"
-    else:
-        ended = f"ended with status {status}"
-    print(f"error: the process of rank {rank} {ended}, and with it the run", file=sys.stderr, flush=True)
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    if status not in (2, *_STOPPED):  # of which it has told itself
+        print(f"error: the process of rank {rank} {how}, and with it the run", file=sys.stderr, flush=True)
     sys.exit(status if status > 0 else 1)
 
 
-def _be_rank(main: Callable[[], None], rank: int, local_rank: int) -> None:
-    """A process's `main`."""
-    # The parent hands signals on, so that a terminal's Ctrl-C comes once.
-    os.setpgrp()
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(local_rank)}
+def _be_rank(main: Callable[[], None], told: Mapping[str, str]) -> None:
+    """A process's `main`.
+
+    Args:
+        told: further variables of its environment.
+    """
+    os.setpgrp()  # the parent hands signals on; a terminal's Ctrl-C would come twice
+    os.environ |= told
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(torch.get_num_threads() // int(told["LOCAL_WORLD_SIZE"]), 1))
     parent = multiprocessing.parent_process()
     assert parent is not None
 
@@ -143,16 +144,16 @@ def _wait_for(processes: Sequence[SpawnProcess]) -> SpawnProcess | None:
             running.remove(process)
             if process.exitcode and (failed is None or failed.exitcode in _STOPPED):
                 failed = process
+                deadline = time.monotonic() + _GRACE
                 if process.exitcode not in _STOPPED:
-                    deadline = time.monotonic() + _GRACE
                     for other in running:
                         other.terminate()
     return failed
 
 
 @contextlib.contextmanager
-def _handed_on(processes: Sequence[SpawnProcess]) -> Iterator[list[int]]:
-    """Hand the first SIGINT or SIGTERM on to the processes, kill them after a second; collects what came."""
+def _handed_on(processes: Sequence[SpawnProcess]) -> Iterator[None]:
+    """Hand the first SIGINT or SIGTERM on to the processes, kill them after a second."""
     received: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
@@ -163,7 +164,7 @@ def _handed_on(processes: Sequence[SpawnProcess]) -> Iterator[list[int]]:
 
     before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield received
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
