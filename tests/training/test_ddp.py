@@ -127,7 +127,9 @@ def work(place: Path) -> None:
         train(f"two-{model}", model, batch_size=4, **dev)
         train(f"two-{model}-accumulated", model, batch_size=2, accumulation_steps=2, **dev)
     train("small", "bert", total_steps=1, batch_size=20, eval_dataset_path=place / "dev")
-    further = {"batch_size": 3, "total_steps": 14, "workers_num": 1, "accumulation_steps": 2}
+    further = {
+        "batch_size": 3, "total_steps": 14, "workers_num": 1, "accumulation_steps": 2, "report_steps": 4,
+    }  # fmt: skip
     train("whole", "dropout", **further)
     train("parts", "dropout", **further, stop={1: (3, signal.SIGTERM)})
     outcomes["first stop"] = outcomes["parts"]
@@ -276,6 +278,30 @@ def test_a_stopped_run_ends_as_the_undisturbed_one(place: Path, outcomes: Callab
         for state in states
     ]
     assert len(moments[0]) == len(moments[1]) and all(map(torch.equal, *moments))
+    assert_same_curve(place, "whole", "parts")
+
+
+def three_of_them(place: Path) -> None:
+    torch.set_num_threads(1)
+    report.draw_curves = lambda records, path: None
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    options = {"emb_size": 128, "hidden_size": 128, "feedforward_size": 512, "layers_num": 4, "batch_size": 2}
+    assert run(place, "uninterrupted.bin", "dropout", rank, total_steps=4, **options) == "step 4"
+    stop = dict.fromkeys(range(3), (2, signal.SIGTERM))
+    assert run(place, "resumed.bin", "dropout", rank, total_steps=4, stop=stop, **options) == "Terminated: "
+    assert run(place, "resumed.bin", "dropout", rank, total_steps=4, **options) == "step 4"
+
+
+@pytest.mark.slow
+def test_a_resumed_run_of_three_processes_sums_in_the_same_order(tmp_path: Path) -> None:
+    """Gradients fill several buckets, so that the order of the sums depends on how they are sorted."""
+    write_stores(tmp_path)
+    run_processes(partial(three_of_them, tmp_path), 3, (0, 1, 2), None)
+    one, other = (
+        torch.load(tmp_path / f"{name}.bin", weights_only=True) for name in ("uninterrupted", "resumed")
+    )
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_dropout_differs_between_processes() -> None:
