@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 
@@ -29,6 +31,15 @@ class ConfigError(UserError):
 
 class WeightsError(UserError):
     """A weights file cannot be read, or does not fit the model."""
+
+
+@contextlib.contextmanager
+def weights_of(path: Path) -> Iterator[None]:
+    """Begin the message of a WeightsError from inside with the path that it is about."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
 
 
 class DataError(UserError):

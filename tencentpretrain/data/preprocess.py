@@ -169,6 +169,7 @@ def preprocess(
             writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, SHARD_TOKENS, progress)
             report = _Run(writer, files, config, how, run, progress, block_size).write()
             writer.close(options or {}, corpus | report.as_json())
+        (path / PROGRESS).unlink()  # only now: until the store has its name, a run can go on from there
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
 
 SHARD_TOKENS = 2**30  # a shard that has so many is closed; it ends where a document does
-OWN_FILES = re.compile(r"meta\.json|(tgt_)?tokenizer|\d{5}\.(tokens|sentences|documents|labels)")
+OWN_FILES = re.compile(r"(meta|progress)\.json|(tgt_)?tokenizer|\d{5}\.(tokens|sentences|documents|labels)")
 PROGRESS = "progress.json"  # how far an unfinished store is
 
 
@@ -246,7 +246,6 @@ class StoreWriter:
             "shards": self._closed,
         }
         write_json(self.directory / "meta.json", meta)
-        (self.directory / PROGRESS).unlink(missing_ok=True)
 
 
 def token_dtype(vocab_size: int) -> str:
