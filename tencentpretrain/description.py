@@ -169,20 +169,20 @@ def check_against_description(
             source = origin(name)
             advice = "" if source is None else f"leave {source} out; "
             problems.append(f"{known}; {advice}it is known from {_known_from(path)}.")
-    fingerprint = description.get("tokenizer_fingerprint")
-    if tokenizer is not None and fingerprint not in (None, tokenizer.fingerprint):
-        problems.append(
-            f"the weights {path} were made with another tokenizer than the one given; leave it out."
-        )
+    own = tgt_own = description.get("tokenizer_fingerprint")
     if "tgt_vocab_size" in description:
-        fingerprint = description.get("tgt_tokenizer_fingerprint")
+        tgt_own = description.get("tgt_tokenizer_fingerprint")
     elif tgt_tokenizer is tokenizer:
-        tgt_tokenizer = None  # one for both sides, as the weights have, which was compared
-    if tgt_tokenizer is not None and fingerprint not in (None, tgt_tokenizer.fingerprint):
-        problems.append(
-            f"the weights {path} were made with another tokenizer of the decoder's side than the one given; "
-            "leave it out."
-        )
+        tgt_tokenizer = None  # one for both sides, as the weights have
+    for side, fingerprint, given in (
+        ("", own, tokenizer),
+        (" for the decoder's side", tgt_own, tgt_tokenizer),
+    ):
+        if given is not None and fingerprint not in (None, given.fingerprint):
+            problems.append(
+                f"the weights {path} were made with another tokenizer{side} than the one given; use the one "
+                f"that {_known_from(path)} names."
+            )
     if labels_num is not None and description.get("labels_num") not in (None, labels_num):
         problems.append(
             f"`labels_num` is {labels_num}, but the weights {path} have {description['labels_num']}."

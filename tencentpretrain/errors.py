@@ -33,15 +33,6 @@ class WeightsError(UserError):
     """A weights file cannot be read, or does not fit the model."""
 
 
-@contextlib.contextmanager
-def weights_of(path: Path) -> Iterator[None]:
-    """Begin the message of a WeightsError from inside with the path that it is about."""
-    try:
-        yield
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
-
-
 class DataError(UserError):
     """A corpus, a dataset or a token store cannot be used."""
 
@@ -54,6 +45,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' (did you mean …?)' with the nearest known name, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+@contextlib.contextmanager
+def weights_of(path: Path) -> Iterator[None]:
+    """Begin the message of a WeightsError from inside with the path that it is about."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
 
 
 def run_program(main: Callable[[], None]) -> None:

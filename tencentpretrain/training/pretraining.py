@@ -31,6 +31,7 @@ from tencentpretrain.config import (
 from tencentpretrain.data.loader import LoadedBatch, Loader
 from tencentpretrain.data.mixture import MixtureProcessor, Source, open_sources
 from tencentpretrain.data.store import TokenStore
+from tencentpretrain.data.words import is_chinese
 from tencentpretrain.description import check_against_description, make_description, read_description
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.files import check_not_input
@@ -39,7 +40,14 @@ from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
 from tencentpretrain.training.checkpoint import Checkpoints, State
 from tencentpretrain.training.engine import SingleEngine
-from tencentpretrain.training.estimate import Cost, measure_cost, parameters_num, parts_of, state_bytes
+from tencentpretrain.training.estimate import (
+    Cost,
+    measure_cost,
+    parameters_num,
+    parts_of,
+    state_bytes,
+    tokens_num,
+)
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
@@ -147,19 +155,22 @@ def _check_tokenizer(
     store: TokenStore, own: Tokenizer, config: TokenizerConfig | None, prefix: str, options: Options
 ) -> None:
     """Refuse options, those with `prefix`, of another tokenizer than the store's own one of that side."""
+    names = options_of(TargetTokenizerConfig if prefix else TokenizerConfig)
+    said = {name: options.get(name) for name in names if options.given(name)}
     paths = [] if config is None else [path for path in (config.vocab_path, config.spm_model_path) if path]
-    kind = options.get(f"{prefix}tokenizer")
     if config is not None and paths:
         same = build_tokenizer(config).fingerprint == own.fingerprint
     else:
-        same = not options.given(f"{prefix}tokenizer") or kind == own.kind
+        known = _tokenizer_options(prefix, own)
+        same = all(known.get(name) == value for name, value in said.items())
     if not same:
+        given = [f"--{name} {value}" for name, value in said.items()] or paths
         directory = store.path / (f"{prefix}tokenizer" if f"{prefix}tokenizer" in store.meta else "tokenizer")
         side = " for the decoder's side" if prefix else ""
         raise DataError(
             f"{store.path} was made with another tokenizer{side} (its own: {own.kind}, {own.vocab_size} "
-            f"tokens, {directory}) than the one given ({', '.join([kind, *paths])}). Leave the tokenizer "
-            "options out, or make the dataset again with preprocess.py."
+            f"tokens, {directory}) than the one given ({' '.join(given)}). Leave the tokenizer options out, "
+            "or make the dataset again with preprocess.py."
         )
 
 
@@ -191,11 +202,11 @@ def make_model(settings: Settings) -> Model:
 
 def checkpoint_activations(model: Model) -> None:
     """Let every module that can recompute its activations in the backward pass do so."""
-    able = [module for module in model.modules() if hasattr(module, "activation_checkpointing")]
+    able: list[Any] = [module for module in model.modules() if hasattr(module, "activation_checkpointing")]
     if not able:
         raise ConfigError("--activation_checkpointing: no module of this model can recompute.")
     for module in able:
-        module.activation_checkpointing = True  # type: ignore[assignment]
+        module.activation_checkpointing = True
 
 
 def deep_init(model: Model) -> None:
@@ -377,6 +388,13 @@ def describe_data(settings: Settings, loader: Loader, validation: Loader | None)
         f"{steps:,} steps of {batch} {'rows' if settings.data.packing else 'samples'} are "
         f"{steps * batch / rows:.2f} epochs"
     )
+    if settings.data.whole_word_masking and PROCESSORS[settings.data.data_processor].masks_words:
+        unknown = [str(store.path) for store, _ in settings.sources if not store.has_words]
+        if unknown and is_chinese(settings.store.tokenizer):
+            lines.append(
+                f"--whole_word_masking: {', '.join(unknown)} does not know Chinese words, so each token is "
+                "one; make it with preprocess.py --whole_word_masking."
+            )
     if validation is not None:
         path = settings.pretrain.eval_dataset_path
         lines.append(f"validation: {path}, {validation.samples_num():,} samples")
@@ -392,8 +410,7 @@ def cost_of_first_batch(settings: Settings, engine: SingleEngine) -> tuple[Cost,
 
 def flops_per_token(settings: Settings, engine: SingleEngine) -> float:
     cost, loaded = cost_of_first_batch(settings, engine)
-    inputs = [loaded.batch[name] for name in ("input_ids", "decoder_input_ids") if name in loaded.batch]
-    return cost.flops / sum(tensor.numel() for tensor in inputs)
+    return cost.flops / tokens_num(loaded.batch)
 
 
 def dry_run(settings: Settings) -> str:
