@@ -25,6 +25,7 @@ from tencentpretrain.registry import PROCESSORS
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
 
 WORDS = 30000
+SENTINELS = [f"<extra_id_{number}>" for number in range(100)]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 CASES = {
     "lm": ("lm", {}),
@@ -36,14 +37,21 @@ CASES = {
         "mlm",
         {"full_sentences": True, "whole_word_masking": True, "span_masking": True},
     ),
+    "mlm, packed": ("mlm", {"packing": True}),
     "bert": ("bert", {}),
+    "bert, packed": ("bert", {"packing": True}),
+    "albert": ("albert", {}),
+    "bilm": ("bilm", {}),
+    "t5": ("t5", {"full_sentences": True}),
+    "bart": ("bart", {}),
+    "gsg": ("gsg", {"sentence_selection_strategy": "principal"}),
 }
 
 
 def make_tokenizer(directory: Path) -> Tokenizer:
     words = [f"##w{number}" if number % 4 == 0 else f"w{number}" for number in range(WORDS)]
     path = directory / "vocab.txt"
-    path.write_text("\n".join([*SPECIAL, *words]) + "\n", encoding="utf-8")
+    path.write_text("\n".join([*SPECIAL, *words, *SENTINELS]) + "\n", encoding="utf-8")
     return build_tokenizer(TokenizerConfig(vocab_path=str(path)))
 
 

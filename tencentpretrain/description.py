@@ -35,27 +35,29 @@ def make_description(
     *,
     labels_num: int | None = None,
     vocab_size: int | None = None,
+    tgt_tokenizer: Tokenizer | None = None,
     further: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What `<path>.json` says; the tokenizer is written beside it, to a directory all steps of a run share.
+    """What `<path>.json` says; tokenizers are written beside it, to directories all steps of a run share.
 
     Args:
         labels: names of the classes, in the order of their numbers.
         labels_num: where the classes have no names.
         vocab_size: rows of the word embedding; default: the tokenizer's.
+        tgt_tokenizer: of the decoder's side, where it is another one.
         further: options that whoever loads the weights starts from.
     """
     path = Path(path)
     value = as_json(config)
-    if tokenizer is not None:
-        directory = _save_tokenizer(path, tokenizer)
-        value |= {
-            "tokenizer": tokenizer.kind,
-            "tokenizer_path": directory.name,
-            "tokenizer_fingerprint": tokenizer.fingerprint,
-            "special_tokens": dict(tokenizer.special_tokens),
-        }
-        vocab_size = vocab_size or tokenizer.vocab_size
+    for prefix, one in (("", tokenizer), ("tgt_", tgt_tokenizer)):
+        if one is not None:
+            value |= {
+                f"{prefix}tokenizer": one.kind,
+                f"{prefix}tokenizer_path": _save_tokenizer(path, f"{prefix}tokenizer", one).name,
+                f"{prefix}tokenizer_fingerprint": one.fingerprint,
+                f"{prefix}special_tokens": dict(one.special_tokens),
+                f"{prefix}vocab_size": one.vocab_size,
+            }
     known = {
         "vocab_size": vocab_size,
         "labels_num": labels_num if labels is None else len(labels),
@@ -79,14 +81,14 @@ def complete_weights(path: Path, description: Mapping[str, Any]) -> Iterator[Pat
         yield weights
 
 
-def _save_tokenizer(path: Path, tokenizer: Tokenizer) -> Path:
-    """A directory with the tokenizer: `<output>.tokenizer`, for `<output>` and every `<output>-<step>`.
+def _save_tokenizer(path: Path, suffix: str, tokenizer: Tokenizer) -> Path:
+    """A directory with the tokenizer: `<output>.<suffix>`, for `<output>` and every `<output>-<step>`.
 
     Where another tokenizer has that name (weights of an earlier run need it), the fingerprint is added.
     """
     from tencentpretrain.tokenizers.base import DESCRIPTION_NAME
 
-    usual = path.with_name(re.sub(r"-\d+$", "", path.name) + ".tokenizer")
+    usual = path.with_name(re.sub(r"-\d+$", "", path.name) + f".{suffix}")
     for directory in (usual, usual.with_name(f"{usual.name}-{tokenizer.fingerprint[:8]}")):
         if not directory.exists():
             with complete_directory(directory) as temporary:
@@ -135,6 +137,7 @@ def check_against_description(
     path: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
+    tgt_tokenizer: Tokenizer | None = None,
     labels_num: int | None = None,
     origin: Callable[[str], str | None] = lambda name: None,
 ) -> None:
@@ -143,7 +146,7 @@ def check_against_description(
     Args:
         config: the configuration in force; what may change (CHANGEABLE) is not compared.
         description: of `read_description`; None: nothing to contradict.
-        tokenizer, labels_num: compared where given.
+        tokenizer, tgt_tokenizer, labels_num: compared where given.
         origin: the option that a value in force comes from, by the value's name, where that is known.
 
     Raises:
@@ -166,11 +169,20 @@ def check_against_description(
             source = origin(name)
             advice = "" if source is None else f"leave {source} out; "
             problems.append(f"{known}; {advice}it is known from {_known_from(path)}.")
-    fingerprint = description.get("tokenizer_fingerprint")
-    if tokenizer is not None and fingerprint not in (None, tokenizer.fingerprint):
-        problems.append(
-            f"the weights {path} were made with another tokenizer than the one given; leave it out."
-        )
+    own = tgt_own = description.get("tokenizer_fingerprint")
+    if "tgt_vocab_size" in description:
+        tgt_own = description.get("tgt_tokenizer_fingerprint")
+    elif tgt_tokenizer is tokenizer:
+        tgt_tokenizer = None  # one for both sides, as the weights have
+    for side, fingerprint, given in (
+        ("", own, tokenizer),
+        (" for the decoder's side", tgt_own, tgt_tokenizer),
+    ):
+        if given is not None and fingerprint not in (None, given.fingerprint):
+            problems.append(
+                f"the weights {path} were made with another tokenizer{side} than the one given; use the one "
+                f"that {_known_from(path)} names."
+            )
     if labels_num is not None and description.get("labels_num") not in (None, labels_num):
         problems.append(
             f"`labels_num` is {labels_num}, but the weights {path} have {description['labels_num']}."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 
@@ -51,6 +53,15 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """' (did you mean …?)' with the nearest known name, or nothing."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.75)
     return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+@contextlib.contextmanager
+def weights_of(path: Path) -> Iterator[None]:
+    """Begin the message of a WeightsError from inside with the path that it is about."""
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
 
 
 def run_program(main: Callable[[], None]) -> None:

@@ -269,7 +269,8 @@ def _together(shards: Sequence[Path]) -> Mapping[str, Tensor]:
     def content(shard: Path) -> Mapping[str, Tensor]:
         if shard not in current:
             current.clear()
-            gc.collect()  # torch.load leaves cycles behind that hold the file
+            if shard.suffix != ".safetensors":
+                gc.collect()  # torch.load leaves cycles behind that hold the file
             current[shard] = read_tensors(shard)
         return current[shard]
 
@@ -286,6 +287,11 @@ def _together(shards: Sequence[Path]) -> Mapping[str, Tensor]:
                     f"{shard}: '{name}' is in another file of the directory too, with other values."
                 )
     return LazyTensors(makers)
+
+
+def in_words(shape: Sequence[int]) -> str:
+    """2 × 3"""
+    return " × ".join(map(str, shape)) or "one number"
 
 
 def same(one: Tensor, other: Tensor) -> bool:

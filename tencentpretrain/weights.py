@@ -20,9 +20,10 @@ from tencentpretrain.description import (
     read_description,
     write_description,
 )
-from tencentpretrain.errors import ConfigError, WeightsError
+from tencentpretrain.errors import ConfigError, WeightsError, weights_of
 from tencentpretrain.state_dict import (
     StateDict,
+    in_words,
     read_tensors,
     renamed,
     same,
@@ -122,7 +123,7 @@ def open_weights(path: Path) -> tuple[Mapping[str, Tensor], list[str]]:
     tensors = with_todays_names(strip_wrappers(read_tensors(path)))
     if not tensors:
         raise WeightsError(f"{path} holds no tensors.")
-    if maps.family_of(tensors) is not None:
+    if maps.families_of(tensors):
         model = huggingface.read(path, tensors)
         return model.tensors, model.ignored
     return tensors, []
@@ -198,10 +199,8 @@ def check_fit(path: Path, tensors: Mapping[str, Tensor], parameters: Mapping[str
     shapes: dict[str, tuple[int, ...]] = {}
     quantised, broken = [], []
     for name in common:
-        try:
+        with weights_of(path):  # where it cannot be converted
             tensor = tensors[name]
-        except WeightsError as error:  # it could not be converted
-            raise WeightsError(f"{path}: {error}") from None
         shapes[name] = tuple(tensor.shape)
         if tensor.is_floating_point() != parameters[name].is_floating_point():
             quantised.append(f"{name} is of type {tensor.dtype}, the model's is {parameters[name].dtype}")
@@ -282,7 +281,7 @@ def _check_shapes(
     if not wrong:
         return
     lines = [
-        f"{name}: {_words(shapes[name])} in the file, {_words(parameters[name].shape)} in the model"
+        f"{name}: {in_words(shapes[name])} in the file, {in_words(parameters[name].shape)} in the model"
         for name in wrong[:5]
     ]
     lines += [f"and {len(wrong) - 5} more"] if len(wrong) > 5 else []
@@ -339,7 +338,3 @@ def _check_ties(path: Path, tensors: Mapping[str, Tensor], parameters: Mapping[s
         if there:
             filled += [name for name in names if name not in tensors]
     return filled
-
-
-def _words(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape)) or "one number"

@@ -15,7 +15,7 @@ from tencentpretrain.description import (
     read_description,
     write_description,
 )
-from tencentpretrain.errors import ConfigError, UserError
+from tencentpretrain.errors import ConfigError, DataError, UserError
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 
 CONFIG = ModelConfig(
@@ -54,6 +54,36 @@ def test_steps_share_a_tokenizer_and_runs_do_not(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.tokenizer*"))) == 2
     assert load_tokenizer(tmp_path / "model.bin").vocab_size == len(WORDS) + 1
     assert load_tokenizer(tmp_path / "model.bin-100").vocab_size == len(WORDS)
+
+
+def test_the_decoder_may_have_a_tokenizer_of_its_own(tmp_path: Path) -> None:
+    source, target = tokenizer_of(tmp_path / "one"), tokenizer_of(tmp_path / "two", "c")
+    for name in ("model.bin-100", "model.bin"):
+        write_description(tmp_path / name, CONFIG, source, tgt_tokenizer=target)
+        assert load_tokenizer(tmp_path / name).fingerprint == source.fingerprint
+        assert load_tokenizer(tmp_path / name, side="tgt").fingerprint == target.fingerprint
+    directories = {path.name for path in tmp_path.glob("*tokenizer*")}
+    assert directories == {"model.bin.tokenizer", "model.bin.tgt_tokenizer"}
+    two = read_description(tmp_path / "model.bin") or {}
+    assert (two["vocab_size"], two["tgt_vocab_size"]) == (len(WORDS), len(WORDS) + 1)
+
+    write_description(tmp_path / "one.bin", CONFIG, source)
+    one = read_description(tmp_path / "one.bin") or {}
+    assert load_tokenizer(tmp_path / "one.bin", side="tgt").fingerprint == source.fingerprint
+    without = {"tokenizer_path": "one", "tgt_vocab_size": 8}  # as converted weights can be
+    (tmp_path / "without.bin.json").write_text(json.dumps(without), encoding="utf-8")
+    with pytest.raises(DataError, match="'tgt_tokenizer_path'"):
+        load_tokenizer(tmp_path / "without.bin", side="tgt")
+
+    for description, tgt_tokenizer in ((two, target), (one, source), (without, source), (without, target)):
+        check_against_description(CONFIG, description, "m", tokenizer=source, tgt_tokenizer=tgt_tokenizer)
+    for description, tgt_tokenizer in ((two, source), (one, target)):
+        with pytest.raises(ConfigError, match="another tokenizer for the decoder's side") as caught:
+            check_against_description(CONFIG, description, "m", tokenizer=source, tgt_tokenizer=tgt_tokenizer)
+        assert len(caught.value.problems) == 1
+    with pytest.raises(ConfigError) as caught:
+        check_against_description(CONFIG, one, "m", tokenizer=target, tgt_tokenizer=target)
+    assert len(caught.value.problems) == 1
 
 
 def test_weights_move_with_what_lies_beside_them(tmp_path: Path) -> None:

@@ -42,7 +42,9 @@ class DataConfig:
         False,
         "Several samples share a row without seeing each other (bert albert mlm lm prefixlm llm_sft).",
     )
-    whole_word_masking: bool = option(False, "Hide all pieces of a word together.")
+    whole_word_masking: bool = option(
+        False, "Hide all of a word together; preprocess.py finds Chinese words then."
+    )
     span_masking: bool = option(False, "Hide spans of geometrically distributed length.")
     span_geo_prob: float = option(
         0.2, "Parameter of the geometric distribution of span lengths.", minimum=1e-6, maximum=1
@@ -68,6 +70,10 @@ class PreprocessConfig:
     )
     dedup: str | None = option(
         None, "Leave out documents that were there before (exact: equal tokens).", choices=("exact",)
+    )
+    user_dict_path: str | None = option(
+        None,
+        "Further words for --whole_word_masking in Chinese, as jieba takes them: word [frequency] [tag].",
     )
     resume: str = option(
         "auto",

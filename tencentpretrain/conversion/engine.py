@@ -245,22 +245,21 @@ class Family:
         """Their name in today's spelling, with the prefix."""
         for pattern, replacement in self.spellings:
             name = re.sub(pattern, replacement, name)
-        known = {shared.source for shared in self.shared}
-        if self.prefix and name not in known and self.place(name, ours=False) is None:
-            longer = self.prefix + name
-            if longer in known or self.place(longer, ours=False) is not None or self.is_ignored(longer):
-                return longer
+        if (
+            self.prefix
+            and not self._has_place(name)
+            and (self._has_place(self.prefix + name) or self.is_ignored(self.prefix + name))
+        ):
+            return self.prefix + name
         return name
+
+    def _has_place(self, name: str) -> bool:
+        return self.place(name, ours=False) is not None or any(name == one.source for one in self.shared)
 
     def strangers(self, names: Iterable[str]) -> list[str]:
         """Their names that have no place in this family."""
-        known = {shared.source for shared in self.shared}
-        found = []
-        for name in names:
-            full = self.canonical(name)
-            if not (full in known or self.place(full, ours=False) or self.is_ignored(full)):
-                found.append(name)
-        return found
+        full = {name: self.canonical(name) for name in names}
+        return [name for name in full if not (self._has_place(full[name]) or self.is_ignored(full[name]))]
 
 
 def _pattern(name: str) -> str:
@@ -285,6 +284,13 @@ class Conversion:
     incomplete: dict[str, list[str]]
     ignored: list[str]
     layers: dict[str, int]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know, a line each."""
+        return [
+            f"{part} is incomplete, without {', '.join(names)}" for part, names in self.incomplete.items()
+        ]
 
 
 def to_ours(
@@ -355,8 +361,7 @@ def _without_our_copies(family: Family, ours: Mapping[str, Tensor]) -> dict[str,
     """
     names = {name: name for name in ours}
     for copy in family.copies:
-        pattern = re.escape(copy.name).replace(r"\{\}", r"\d+")
-        for name in [name for name in names if re.fullmatch(pattern, name)]:
+        for name in [name for name in names if re.fullmatch(_pattern(copy.name), name)]:
             stored = names.setdefault(copy.source, name)
             if origin(ours, stored) != origin(ours, name) and not same(ours[stored], ours[name]):
                 raise WeightsError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,7 @@ from tencentpretrain.config import ModelConfig, options_of
 from tencentpretrain.conversion import sentence_transformers
 from tencentpretrain.conversion.engine import Conversion, Family, is_tied, to_ours, to_theirs, without_copies
 from tencentpretrain.conversion.maps import FAMILIES, REFUSED, families_of
-from tencentpretrain.errors import WeightsError
+from tencentpretrain.errors import ConfigError, WeightsError, weights_of
 from tencentpretrain.files import complete_directory, read_json, write_json
 from tencentpretrain.state_dict import WHOLE, read_tensors, renamed, save_weights, strip_wrappers
 
@@ -30,6 +31,12 @@ _TOKENIZERS: dict[str, tuple[str, Mapping[str, str]]] = {
 _TOKENIZER_FILES = (
     "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "tokenizer.json",
 )  # fmt: skip
+# What a directory holds that `write` may replace: its own work.
+_WRITTEN = re.compile(
+    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"|vocab\.(txt|json)|merges\.txt|.+\.spm|.+\.model|tokenizer_config\.json|special_tokens_map\.json"
+    r"|modules\.json|sentence_bert_config\.json|1_Pooling|2_Normalize"
+)
 
 
 # Options that shape no network a family has: of training, of targets, of encoders other than the transformer.
@@ -58,15 +65,16 @@ _HEADS_WITH_LABELS = ("classification", "token_classification")
 
 
 @dataclasses.dataclass(frozen=True)
-class HuggingFaceModel:
-    """A model that was read.
+class TheirModel:
+    """A model of another library that was read.
 
     Attributes:
         tensors: under our names.
-        values: our configuration values; without a config.json only those that the tensors show.
+        values: our configuration values; without a configuration only those that the tensors show.
         parts: targets whose tensors are all there.
         ignored: names of theirs that carry nothing for us.
         notes: what a user should know, a line each.
+        has_config: whether its configuration is known.
         labels: names of the classes of a fine-tuned model.
     """
 
@@ -99,7 +107,7 @@ def read(
     parts: Sequence[str] | None = None,
     wanted: Family | None = None,
     known: Mapping[str, Any] | None = None,
-) -> HuggingFaceModel:
+) -> TheirModel:
     """A model directory, or a weights file (with the config.json beside it if it is named as in one).
 
     Args:
@@ -123,26 +131,22 @@ def read(
         told = bool(config.get("architectures"))
         family = _with_head(family, config) if told else family.with_head_in(theirs, ours=False)
     values = our_values(family, config, home / CONFIG) if has_config else dict(known or {})
-    try:
+    with weights_of(path):
         converted = to_ours(family, theirs, values, parts)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
     for stack, layers in converted.layers.items():
         name = LAYERS[stack]
         if values.setdefault(name, layers) != layers:
             said = home / CONFIG if has_config else "the configuration"
             raise WeightsError(f"{said} says {values[name]} layers of {stack}, but {path} has {layers}.")
     shared = _what_is_shared(family, theirs, values)
-    notes = [
-        f"{part} is incomplete, without {', '.join(names)}" for part, names in converted.incomplete.items()
-    ]
+    notes = converted.notes
     if family.head is not None and not (converted.parts or converted.incomplete):
         notes.append(f"there is no {family.head} head, which {home / CONFIG} names")
     if values.get("tie_weights", False) and not shared["tie_weights"]:
         notes.append(
             f"{home / CONFIG} says that the word embeddings are tied, but they differ; taken as untied"
         )
-    return HuggingFaceModel(
+    return TheirModel(
         family,
         converted.tensors,
         values | shared,
@@ -193,7 +197,7 @@ def _find_family(
     model_type = config.get("model_type")
     candidates = families_of(theirs, model_type)
     if candidates:
-        fitting = [family for family in candidates if not _contradicts(family, config)] or candidates
+        fitting = [family for family in candidates if not _read_settings(family, config)[1]] or candidates
         return next((one for one in fitting if wanted and one.name == wanted.name), fitting[0])
     if model_type in REFUSED:
         raise WeightsError(f"{path} is a {model_type} model: {REFUSED[model_type]}.")
@@ -206,12 +210,8 @@ def _find_family(
     )
     raise WeightsError(
         f"{path}: no conversion is known for a model {what}; known: "
-        f"{', '.join(name for family in FAMILIES for name in family.known_as)}."
+        f"{', '.join(dict.fromkeys(name for family in FAMILIES for name in family.known_as))}."
     )
-
-
-def _contradicts(family: Family, config: Mapping[str, Any]) -> bool:
-    return bool(_read_settings(family, config)[1])
 
 
 def our_values(family: Family, config: Mapping[str, Any], origin: Path) -> dict[str, Any]:
@@ -368,6 +368,25 @@ def as_theirs(
     shared = _what_is_shared(family, done.tensors, {})
     described = dataclasses.replace(config, **shared)
     return done, their_config(family, described, tensors, done.parts, tokenizer)
+
+
+def check_replaceable(path: Path) -> None:
+    """Refuse to write a directory over anything that `write` did not make.
+
+    Raises:
+        ConfigError: `path` is a file, or a directory that holds something else.
+    """
+    if not path.exists():
+        return
+    names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
+    others = [name for name in names if not _WRITTEN.fullmatch(name)]
+    if path.is_dir() and not others and (CONFIG in names or not names):
+        return
+    what = f"is a directory that holds '{(others or names)[0]}'" if names else "is a file"
+    raise ConfigError(
+        f"--output_model_path: {path} {what}, so it is not overwritten; a model of theirs is a directory of "
+        "its own (or a file, if its name ends in .bin, .pt or .safetensors)."
+    )
 
 
 def write(

@@ -6,13 +6,18 @@ import dataclasses
 from pathlib import Path
 
 from tencentpretrain.config import Options, load_config, option
-from tencentpretrain.conversion import huggingface, meta
+from tencentpretrain.conversion import meta
 from tencentpretrain.conversion.engine import to_theirs
 from tencentpretrain.conversion.maps.llama import LLAMA
-from tencentpretrain.conversion.program import ConversionConfig, VerificationConfig, check_layers, publish
-from tencentpretrain.conversion.verification import check_verifiable, verify
-from tencentpretrain.errors import ConfigError, WeightsError
-from tencentpretrain.files import check_not_input
+from tencentpretrain.conversion.program import (
+    ConversionConfig,
+    VerificationConfig,
+    bring,
+    bring_from_huggingface,
+    check_layers,
+    checked_paths,
+)
+from tencentpretrain.errors import weights_of
 from tencentpretrain.state_dict import save_weights
 from tencentpretrain.weights import open_weights
 
@@ -20,7 +25,7 @@ SIZES = ("7B", "13B", "33B", "65B")
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConversionConfig:
+class LlamaConversionConfig(ConversionConfig):
     """Conversion."""
 
     input_model_path: str = option("models/llama-7b/", "Weights to convert: a directory or a file.")
@@ -40,17 +45,8 @@ def from_huggingface(models: Path) -> None:
     config, verification = Options(
         "Convert a Hugging Face llama to weights of this toolkit.", *concerns
     ).build(*concerns)
-    source, target = Path(config.input_model_path), Path(config.output_model_path)
-    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
-    if verification.verify:
-        check_verifiable(source)
-    size = models / f"{config.type.lower()}_config.json"
-    model = huggingface.read(source, wanted=LLAMA, known=dataclasses.asdict(load_config(size)))
-    if model.family is not LLAMA:
-        raise ConfigError(f"--input_model_path: {source} is a {model.family.name} model, not llama.")
-    publish(model, source, target)
-    if verification.verify:
-        verify(target, source)
+    size = load_config(models / f"{config.type.lower()}_config.json")
+    bring_from_huggingface(config, verification, LLAMA, known=dataclasses.asdict(size))
 
 
 def from_meta() -> None:
@@ -60,11 +56,7 @@ def from_meta() -> None:
         "consolidated.*.pth and params.json, or one of its files.",
         ConversionConfig,
     ).build(ConversionConfig)
-    source, target = Path(config.input_model_path), Path(config.output_model_path)
-    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
-    model = meta.read(source)
-    check_layers(source, model.tensors, config)
-    publish(model, source, target)
+    bring(config, meta.read)
 
 
 def to_meta() -> None:
@@ -72,13 +64,10 @@ def to_meta() -> None:
     (config,) = Options(
         "Convert LLaMA weights of this toolkit to one file with Meta's names.", ConversionConfig
     ).build(ConversionConfig)
-    source, target = Path(config.input_model_path), Path(config.output_model_path)
-    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
+    source, target = checked_paths(config)
     tensors, _ = open_weights(source)
     check_layers(source, tensors, config)
-    try:
+    with weights_of(source):
         done = to_theirs(meta.META, tensors)
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from None
     save_weights(done.tensors, target)
     print(f"{target}: {len(done.tensors)} tensors converted")

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.conversion.engine import Rule, Setting, Shared, to_ours
-from tencentpretrain.conversion.huggingface import HuggingFaceModel, our_values
+from tencentpretrain.conversion.huggingface import TheirModel, our_values
 from tencentpretrain.conversion.maps.llama import LLAMA
 from tencentpretrain.conversion.steps import Values
-from tencentpretrain.errors import WeightsError
+from tencentpretrain.errors import WeightsError, weights_of
 from tencentpretrain.files import read_json
 from tencentpretrain.state_dict import LazyTensors, read_tensors
 
@@ -82,7 +82,7 @@ META = dataclasses.replace(
 )
 
 
-def read(path: Path) -> HuggingFaceModel:
+def read(path: Path) -> TheirModel:
     """A directory of Meta's, or a file of it: one that is named as there brings the others with it.
 
     Raises:
@@ -97,22 +97,11 @@ def read(path: Path) -> HuggingFaceModel:
     theirs = _joined(path, [read_tensors(file) for file in files])
     has_params = (home / PARAMS).is_file()
     values = our_values(META, read_json(home / PARAMS), home / PARAMS) if has_params else {}
-    try:
-        converted = to_ours(META, theirs, values)
-    except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+    with weights_of(path):
+        done = to_ours(META, theirs, values)
     values["feedforward_size"] = theirs["layers.0.feed_forward.w1.weight"].shape[0]
     values["tie_weights"] = "output.weight" not in theirs
-    return HuggingFaceModel(
-        family=META,
-        tensors=converted.tensors,
-        values=values,
-        parts=converted.parts,
-        ignored=converted.ignored,
-        notes=[],
-        has_config=has_params,
-        labels=None,
-    )
+    return TheirModel(META, done.tensors, values, done.parts, done.ignored, done.notes, has_params)
 
 
 def _joined(path: Path, shards: Sequence[Mapping[str, Tensor]]) -> Mapping[str, Tensor]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_config, option
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.huggingface import TheirModel
 from tencentpretrain.conversion.maps import FAMILIES
 from tencentpretrain.conversion.maps.bert import BERT
 from tencentpretrain.conversion.sentence_transformers import SENTENCES
@@ -24,7 +26,7 @@ from tencentpretrain.description import (
     make_description,
     read_description,
 )
-from tencentpretrain.errors import ConfigError, DataError, WeightsError
+from tencentpretrain.errors import ConfigError, DataError, WeightsError, weights_of
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
 from tencentpretrain.state_dict import save_weights
@@ -41,7 +43,6 @@ class ConversionConfig:
     layers_num: int | None = option(
         None, "Encoder layers; counted in the weights, checked where given.", minimum=1
     )
-    decoder_layers_num: int | None = option(None, "The same for decoder layers.", minimum=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,8 +55,8 @@ class DecoderConversionConfig(ConversionConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class DescriptionConfig:
-    """What weights without a description need for a Hugging Face directory."""
+class DirectoryConfig:
+    """A Hugging Face directory: what weights may not say, and its files."""
 
     config_path: str | None = option(
         None, "Model configuration, JSON; default: what lies beside the weights."
@@ -66,12 +67,6 @@ class DescriptionConfig:
         "configuration says, or 1024.",
         minimum=1,
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardConfig:
-    """Files of a Hugging Face directory."""
-
     max_shard_size: float = option(
         5.0, "GB (10^9 bytes) of weights a file holds at most; a larger model is several files.", minimum=0
     )
@@ -130,7 +125,7 @@ def from_huggingface(*families: Family) -> None:
     config, chosen, verification = Options(
         f"Convert a Hugging Face {families[0].name} to weights of this toolkit.", *concerns
     ).build(*concerns)
-    _from_huggingface(config, verification, *chosen_family(families, chosen.type))
+    bring_from_huggingface(config, verification, *chosen_family(families, chosen.type))
 
 
 def to_huggingface(*families: Family) -> None:
@@ -139,34 +134,30 @@ def to_huggingface(*families: Family) -> None:
     Args:
         families: that the program is for; --type tells which.
     """
-    concerns = (
-        _conversion_concern(families), type_concern(families), VerificationConfig, DescriptionConfig,
-        ShardConfig, TokenizerConfig,
-    )  # fmt: skip
-    options = Options(
+    concerns = (_conversion_concern(families), type_concern(families), VerificationConfig, DirectoryConfig)
+    config, chosen, verification, directory, tokenizer = Options(
         f"Convert weights of this toolkit to a Hugging Face {families[0].name}: a directory, or "
         "its weights alone where the output ends in .bin, .pt or .safetensors.",
         *concerns,
-    )
-    config, chosen, verification, described, shards, tokenizer = options.build(*concerns)
+        TokenizerConfig,
+    ).build(*concerns, TokenizerConfig)
     family, parts = chosen_family(families, chosen.type)
-    _to_huggingface(config, verification, described, shards, tokenizer, family, parts)
+    _to_huggingface(config, verification, directory, tokenizer, family, parts)
 
 
 def convert() -> None:
     """Either direction, of any family, which is found out."""
     concerns = (
-        DirectionConfig, DecoderConversionConfig, VerificationConfig, DescriptionConfig, ShardConfig,
-        TokenizerConfig,
+        DirectionConfig, DecoderConversionConfig, VerificationConfig, DirectoryConfig, TokenizerConfig
     )  # fmt: skip
-    direction, config, verification, described, shards, tokenizer = Options(
+    direction, config, verification, directory, tokenizer = Options(
         "Convert weights of this toolkit to Hugging Face, or back; the family is found out.", *concerns
     ).build(*concerns)
     family = next((family for family in FAMILIES if family.name == direction.family), None)
     if direction.to == "huggingface":
-        _to_huggingface(config, verification, described, shards, tokenizer, family)
+        _to_huggingface(config, verification, directory, tokenizer, family)
     else:
-        _from_huggingface(config, verification, family)
+        bring_from_huggingface(config, verification, family)
 
 
 def sbert_from_huggingface() -> None:
@@ -174,47 +165,58 @@ def sbert_from_huggingface() -> None:
     (config,) = Options(
         "Convert a BERT of sentence-transformers to a siamese model of this toolkit.", ConversionConfig
     ).build(ConversionConfig)
-    _from_huggingface(config, VerificationConfig(), BERT, siamese=True)
+    bring_from_huggingface(config, VerificationConfig(), BERT, siamese=True)
 
 
 def sbert_to_huggingface() -> None:
     """Read a siamese BERT, or one alone; write a directory of sentence-transformers, or its weights alone."""
-    concerns = (ConversionConfig, DescriptionConfig, ShardConfig, TokenizerConfig)
-    config, described, shards, tokenizer_config = Options(
+    concerns = (ConversionConfig, DirectoryConfig, TokenizerConfig)
+    config, directory, tokenizer = Options(
         "Convert a siamese BERT of this toolkit, or a BERT, to a directory of sentence-transformers, or its "
         "weights alone where the output ends in .bin, .pt or .safetensors.",
         *concerns,
     ).build(*concerns)
-    _to_huggingface(config, VerificationConfig(), described, shards, tokenizer_config, BERT, sentences=True)
+    _to_huggingface(config, VerificationConfig(), directory, tokenizer, BERT, sentences=True)
 
 
-def _from_huggingface(
+def bring_from_huggingface(
     config: ConversionConfig,
     verification: VerificationConfig,
     family: Family | None,
     parts: Sequence[str] | None = None,
-    *,
+    known: Mapping[str, Any] | None = None,
     siamese: bool = False,
 ) -> None:
-    source, target = Path(config.input_model_path), Path(config.output_model_path)
-    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
+    """`bring` for a model of Transformers; arguments as `huggingface.read`."""
+
+    def read(source: Path) -> TheirModel:
+        model = huggingface.read(source, parts=parts, wanted=family, known=known)
+        if family is not None and model.family.name != family.name:
+            raise ConfigError(
+                f"--input_model_path: {source} is a {model.family.name} model, not {family.name}."
+            )
+        return model
+
     if verification.verify:
-        check_verifiable(source)
-    model = huggingface.read(source, parts=parts, wanted=family)
-    if family is not None and model.family.name != family.name:
-        raise ConfigError(f"--input_model_path: {source} is a {model.family.name} model, not {family.name}.")
-    check_layers(source, model.tensors, config)
-    publish(model, source, target, siamese)
+        check_verifiable(Path(config.input_model_path))
+    bring(config, read, siamese)
     if verification.verify:
-        verify(target, source)
+        verify(Path(config.output_model_path), Path(config.input_model_path))
 
 
-def publish(model: huggingface.HuggingFaceModel, source: Path, target: Path, siamese: bool = False) -> None:
-    """Write a model of theirs that was read from `source` as weights of ours, and say what was done.
+def bring(config: ConversionConfig, read: Callable[[Path], TheirModel], siamese: bool = False) -> None:
+    """Read a model of theirs, write it as weights of ours, and say what was done.
 
     Args:
         siamese: write it twice, as the streams of a dual model.
     """
+    source, target = checked_paths(config)
+    if target.is_dir():
+        raise ConfigError(
+            f"--output_model_path: {target} is a directory; name a file, as {target}/model.bin."
+        )
+    model = read(source)
+    check_layers(source, model.tensors, config)
     tensors = two_streams(model.tensors) if siamese else model.tensors
     lines = [*model.notes, f"ignored: {', '.join(model.ignored) or 'none'}"]
     if model.has_config:
@@ -224,25 +226,38 @@ def publish(model: huggingface.HuggingFaceModel, source: Path, target: Path, sia
     else:
         save_weights(tensors, target)
         lines.append(
-            f"{description_path(target)} is not written: there is no config.json with {source} that says "
-            "what the model is; give the directory to have it written"
+            f"{description_path(target)} is not written: there is no config.json with {source} that names "
+            "a model_type; give the directory where there is one"
         )
-    layers = ", ".join(f"{count} layers" for count in layers_of(model.tensors).values())
+    layers = layers_of(model.tensors)
+    counts = [f"{layers[stack]} layers of {stack}" for stack in huggingface.LAYERS if stack in layers]
     print(
-        f"{target}: {len(tensors)} tensors, {layers}, targets: {' '.join(model.parts) or 'none'}",
+        ", ".join(
+            [f"{target}: {len(tensors)} tensors", *counts, f"targets: {' '.join(model.parts) or 'none'}"]
+        ),
         *lines,
         sep="\n",
     )
 
 
-def _describe(model: huggingface.HuggingFaceModel, source: Path, target: Path) -> tuple[dict[str, Any], str]:
+def checked_paths(config: ConversionConfig) -> tuple[Path, Path]:
+    """Input and output, which must not be one."""
+    target = Path(config.output_model_path)
+    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
+    return Path(config.input_model_path), target
+
+
+def _describe(model: TheirModel, source: Path, target: Path) -> tuple[dict[str, Any], str]:
     home = source if source.is_dir() else source.parent
     # A configuration names a target even if there is no head; its weights are left at random, and reported.
     base = next((family for family in FAMILIES if family.name == model.family.name), model.family)
     targets = (
         model.parts if model.family.head is None and model.parts else next(iter(base.types.values()))[:1]
     )
-    config = described_config(source, model.values | {"target": list(targets)})
+    try:
+        config = described_config(source, model.values | {"target": list(targets)})
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     vocab_size = _check_shapes(source, model.tensors, config)
     tokenizer, why = None, "no tokenizer files"
     if huggingface.has_tokenizer(home):
@@ -263,39 +278,36 @@ def _describe(model: huggingface.HuggingFaceModel, source: Path, target: Path) -
 def _to_huggingface(
     config: ConversionConfig,
     verification: VerificationConfig,
-    described: DescriptionConfig,
-    shards: ShardConfig,
+    directory: DirectoryConfig,
     tokenizer_config: TokenizerConfig,
     family: Family | None,
     parts: Sequence[str] | None = None,
     *,
     sentences: bool = False,
 ) -> None:
-    source, target = Path(config.input_model_path), Path(config.output_model_path)
-    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
+    source, target = checked_paths(config)
+    to_directory = not huggingface.is_file_name(target)
+    if to_directory:
+        huggingface.check_replaceable(target)
     tensors, _ = open_weights(source)
     description = read_description(source) or {}
     if is_siamese(tensors):
         tensors, sentences = one_stream(source, tensors), True
-    sentences = sentences or "normalize_features" in description
     check_layers(source, tensors, config)
-    model_config, tokenizer, pooling = None, None, None
-    to_directory = not huggingface.is_file_name(target)
+    sentences = sentences or "normalize_features" in description
+    model_config = None
     # A file needs no configuration, but for families whose heads are turned round.
-    if to_directory or described.config_path is not None or description:
-        model_config = _model_config(source, described.config_path)
-        pooling = model_config.pooling
+    if to_directory or directory.config_path is not None or description:
+        model_config = _model_config(source, description, directory)
+        description["pooling"] = model_config.pooling
         if model_config.is_dual:
             model_config = dataclasses.replace(model_config.streams[0], target=("mlm",))
         if sentences:  # theirs says it beside the model, whose heads read the first state
             model_config = dataclasses.replace(model_config, pooling="first")
-        if described.max_seq_length is not None:
-            model_config = dataclasses.replace(model_config, max_seq_length=described.max_seq_length)
         _check_shapes(source, tensors, model_config)
-    if to_directory:
-        tokenizer = _tokenizer(source, tokenizer_config)
+    tokenizer = _tokenizer(source, tokenizer_config) if to_directory else None
     labels = description.get("labels")
-    try:
+    with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
             family = _detect(tensors, model_config, tokenizer, labels, families)
@@ -307,12 +319,10 @@ def _to_huggingface(
             tokenizer,
             family.parts if parts is None else parts,
             labels,
-            shards.max_shard_size * 1e9,
-            description | {"pooling": pooling} if sentences else None,
-            {} if described.max_seq_length is None else {"max_seq_length": described.max_seq_length},
+            directory.max_shard_size * 1e9,
+            description if sentences else None,
+            {} if directory.max_seq_length is None else {"max_seq_length": directory.max_seq_length},
         )
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from None
     print(
         f"{target}: {family.name}, {len(tensors) - len(ignored)} tensors converted",
         f"ignored: {', '.join(ignored) or 'none'}",
@@ -348,8 +358,7 @@ def _detect(
         else:
             fitting.append(family)
     if not fitting:
-        # Names that do not fit are further away than options, of which the messages join the fewest.
-        raise WeightsError(min(problems, key=lambda problem: ("tensors" in problem, problem.count(";"))))
+        raise WeightsError(min(problems, key=_distance))
     if tokenizer is not None:
         usual = [
             family
@@ -369,16 +378,25 @@ def _detect(
     return family
 
 
-def _model_config(source: Path, config_path: str | None) -> ModelConfig:
-    if config_path is not None:
-        return load_config(config_path)
-    description = read_description(source)
-    if description is None:
+def _distance(problem: str) -> tuple[bool, int]:
+    """How far a family is: tensors that do not fit are further than options, which a message joins by ';'."""
+    tensors = re.search(r"(\d+) (of \d+ )?tensors", problem)
+    return tensors is not None, int(tensors[1]) if tensors else problem.count(";")
+
+
+def _model_config(source: Path, description: Mapping[str, Any], directory: DirectoryConfig) -> ModelConfig:
+    if directory.config_path is not None:
+        config = load_config(directory.config_path)
+    elif description:
+        config = described_config(source, description)
+    else:
         raise ConfigError(
             f"{source}: there is no {description_path(source).name} beside it that says what the model is, "
             "which config.json needs; give --config_path, or an output path that ends in .bin."
         )
-    return described_config(source, description)
+    if directory.max_seq_length is not None:
+        config = dataclasses.replace(config, max_seq_length=directory.max_seq_length)
+    return config
 
 
 def _tokenizer(source: Path, config: TokenizerConfig) -> Tokenizer | None:
@@ -405,7 +423,8 @@ def _check_shapes(source: Path, tensors: Mapping[str, Tensor], config: ModelConf
     """Refuse a configuration that the tensors contradict; returns the size of the vocabulary."""
     vocab_size = tensors["embedding.word.embedding.weight"].shape[0]
     with torch.device("meta"):
-        model = build_model(config, vocab_size, tgt_vocab_size=tgt_vocab_size(tensors))
+        classes = tensors.get("target.cls.linear_2.bias", ())
+        model = build_model(config, vocab_size, len(classes) or None, tgt_vocab_size(tensors))
         check_fit(source, tensors, model.state_dict())
     return vocab_size
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from tencentpretrain.errors import WeightsError
 from tencentpretrain.state_dict import renamed, same
 
-_STREAMS = ("stream_0", "stream_1")
 # A pre-training model calls its dual embedding `embedding.dual`, a siamese one `embedding`.
 _NAME = re.compile(r"(embedding|encoder)\.(?:dual\.)?\1_([01])\.(.+)")
 
@@ -63,7 +62,8 @@ def siamese_values(values: Mapping[str, Any]) -> dict[str, Any]:
     stream = {name: values[name] for name in ("embedding", "encoder")}
     return {
         **values,
-        **dict.fromkeys(_STREAMS, stream),
+        "stream_0": stream,
+        "stream_1": stream,
         "embedding": ["dual"],
         "encoder": "dual",
         "tie_weights": True,

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.errors import WeightsError
+from tencentpretrain.state_dict import in_words
 
 Values = Mapping[str, Any]  # our configuration values; empty where only a bare file is known
 
@@ -41,7 +42,7 @@ class Split:
         (fused,) = tensors
         if fused.shape[0] % self.parts:
             raise WeightsError(
-                f"a tensor of shape {_shape(fused)} cannot be split into {self.parts} equal parts."
+                f"a tensor of shape {in_words(fused.shape)} cannot be split into {self.parts} equal parts."
             )
         return [part.contiguous() for part in fused.chunk(self.parts)]
 
@@ -147,20 +148,16 @@ def _split_rows(tensor: Tensor, rows: int, dim: int = 0) -> Tensor:
     """[…, n × rows, …] to [… n, rows, …]"""
     shape = tensor.shape
     if shape[dim] % rows:
-        raise WeightsError(f"a tensor of shape {_shape(tensor)} is not made of heads of {rows} rows.")
+        raise WeightsError(f"a tensor of shape {in_words(tensor.shape)} is not made of heads of {rows} rows.")
     return tensor.reshape(*shape[:dim], shape[dim] // rows, rows, *shape[dim + 1 :])
 
 
 def _pad_rows(tensor: Tensor, front: int, back: int) -> Tensor:
     if tensor.shape[0] + front + back <= 0:
         raise WeightsError(
-            f"a tensor of shape {_shape(tensor)} has no row left without {-front - back} of them."
+            f"a tensor of shape {in_words(tensor.shape)} has no row left without {-front - back} of them."
         )
     # Cut first: padding with a negative number would give a view.
     kept = tensor[max(-front, 0) : tensor.shape[0] - max(-back, 0)]
     ends = [kept.new_zeros(max(rows, 0), *kept.shape[1:]) for rows in (front, back)]
     return torch.cat([ends[0], kept, ends[1]])
-
-
-def _shape(tensor: Tensor) -> str:
-    return " × ".join(map(str, tensor.shape)) or "one number"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,16 @@ from torch import Tensor
 
 from tencentpretrain.config import Options, option
 from tencentpretrain.conversion.engine import Family, is_tied, to_ours, to_theirs, without_copies
-from tencentpretrain.conversion.huggingface import HuggingFaceModel, our_values
-from tencentpretrain.conversion.program import ConversionConfig, check_layers, publish, type_concern
-from tencentpretrain.errors import ConfigError, WeightsError
-from tencentpretrain.files import check_not_input, complete_files, read_json
+from tencentpretrain.conversion.huggingface import TheirModel, our_values
+from tencentpretrain.conversion.program import (
+    ConversionConfig,
+    bring,
+    check_layers,
+    checked_paths,
+    type_concern,
+)
+from tencentpretrain.errors import ConfigError, WeightsError, weights_of
+from tencentpretrain.files import complete_files, read_json
 from tencentpretrain.state_dict import LazyTensors
 from tencentpretrain.weights import open_weights
 
@@ -121,25 +127,18 @@ def from_original(family: Family) -> None:
         f"Convert a TensorFlow checkpoint of the original {family.name} to weights of this toolkit.",
         *concerns,
     ).build(*concerns)
-    source, target = Path(config.input_model_path), Path(config.output_model_path)
+    bring(config, lambda source: _read(source, family, family.types[chosen.type]))
+
+
+def _read(source: Path, family: Family, parts: Sequence[str]) -> TheirModel:
     tensors = read_checkpoint(source)
     described = (source if source.is_dir() else source.parent) / f"{family.name}_config.json"
-    values = None
-    if described.is_file():
-        values = our_values(family, read_json(described), described)
-    try:
-        done = to_ours(family, tensors, values, family.types[chosen.type])
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from None
-    check_layers(source, done.tensors, config)
-    notes = [f"{part} is incomplete, without {', '.join(names)}" for part, names in done.incomplete.items()]
-    known = (values or {}) | {"tie_weights": True}
-    has_config = values is not None
-    publish(
-        HuggingFaceModel(family, done.tensors, known, done.parts, done.ignored, notes, has_config, None),
-        source,
-        target,
-    )
+    has_config = described.is_file()
+    values = our_values(family, read_json(described), described) if has_config else {}
+    values["tie_weights"] = True
+    with weights_of(source):
+        done = to_ours(family, tensors, values, parts)
+    return TheirModel(family, done.tensors, values, done.parts, done.ignored, done.notes, has_config)
 
 
 def to_original(family: Family) -> None:
@@ -149,18 +148,15 @@ def to_original(family: Family) -> None:
         f"Convert weights of this toolkit to a TensorFlow checkpoint of the original {family.name}.",
         *concerns,
     ).build(*concerns)
-    source, target = Path(config.input_model_path), Path(config.output_model_path)
-    check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
+    source, target = checked_paths(config)
     ours, _ = open_weights(source)
     check_layers(source, ours, config)
-    try:
+    with weights_of(source):
         done = to_theirs(family, ours, parts=family.types[chosen.type])
         if not is_tied(family, done.tensors):
             raise WeightsError(
                 f"its vocabulary layer is not its word embedding; {family.name} has one for both."
             )
-    except WeightsError as error:
-        raise WeightsError(f"{source}: {error}") from None
     tensors = without_copies(family, done.tensors)
     write_checkpoint(tensors, target)
     print(

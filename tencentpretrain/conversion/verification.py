@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.conversion import huggingface
+from tencentpretrain.conversion.maps import FAMILIES
 from tencentpretrain.description import described_config, read_description
 from tencentpretrain.errors import ConfigError, WeightsError
 from tencentpretrain.files import read_json
@@ -58,7 +59,10 @@ def verify(weights: Path, directory: Path, config: ModelConfig | None = None) ->
     """
     transformers = check_verifiable(directory)
     values = read_json(directory / huggingface.CONFIG)
-    architecture = next(iter(values.get("architectures") or ()), "AutoModel")
+    known = {name for family in FAMILIES for name in family.architectures.values()}
+    known |= {head.architecture for family in FAMILIES for head in family.heads}
+    # Of a class with a head that we do not have, the model alone.
+    architecture = next((name for name in values.get("architectures") or () if name in known), "AutoModel")
     theirs = getattr(transformers, architecture).from_pretrained(directory, dtype=torch.float32).eval()
     if config is None:
         config = described_config(weights, read_description(weights) or {})
@@ -92,9 +96,11 @@ def _outputs(ours: Model, theirs: Any, tensors: Mapping[str, Tensor]) -> Iterato
         found = [output[key] for key in _LOGITS.get(name, ()) if key in output]
         if not found or not any(key in tensors for key in of_target):
             continue
-        logits = target.logits(hidden, batch) if name == "sp" else target.logits(hidden)  # type: ignore[operator]
-        kept = slice(None) if name == "sp" else real
-        yield f"logits of {name}", logits[kept], found[0][kept]
+        logits: Any = target.logits
+        if name == "sp":
+            yield "logits of sp", logits(hidden, batch), found[0]
+        else:
+            yield f"logits of {name}", logits(hidden)[real], found[0][real]
     if "output_layer_2.weight" in tensors:
         pooled = _linear(hidden[:, 0], tensors, "output_layer_1").tanh()
         yield "logits", _linear(pooled, tensors, "output_layer_2"), output["logits"]
@@ -118,7 +124,8 @@ def _inputs(config: ModelConfig, theirs: Any) -> tuple[dict[str, Tensor], dict[s
     if length < 2:
         raise WeightsError(f"`max_seq_length` is {config.max_seq_length}, too short for --verify.")
     lengths = torch.arange(length, 0, -2)[:ROWS, None]
-    real = torch.arange(length) < lengths
+    # Theirs mixes padding into the Fourier transform.
+    real = (torch.arange(length) < lengths) | (config.encoder == "fnet")
 
     def text() -> Tensor:
         tokens = torch.randint(theirs.config.vocab_size, real.shape, generator=generator)
@@ -130,7 +137,7 @@ def _inputs(config: ModelConfig, theirs: Any) -> tuple[dict[str, Tensor], dict[s
         segments[:, length // 2 :] *= 2
     ours = {"input_ids": tokens, "segment_ids": segments}
     reference = {"input_ids": tokens, "attention_mask": real.long()}
-    if "token_type_ids" in known:
+    if "token_type_ids" in known and "seg" in config.embedding:  # GPT-2 adds word vectors for them
         reference["token_type_ids"] = (segments - 1).clamp(min=0)
     if config.decoder is not None:
         size = getattr(theirs.config, "decoder_vocab_size", theirs.config.vocab_size)

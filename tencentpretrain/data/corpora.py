@@ -186,7 +186,7 @@ def part_of(files: Sequence[CorpusFile], number: int, parts_num: int, layout: st
 def _cut(file: CorpusFile, at: int, layout: str) -> int:
     """Where documents start that lie behind byte `at` of a file, which may lie outside of it."""
     if file.form == "text":
-        return _cut_text(file, at, False)
+        return _cut_text(file, at, layout == "sentences" and not file.is_json)
     if file.form == "parquet":
         metadata = _parquet(file.path).metadata
         rows = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tencentpretrain.data.store import Array
+from tencentpretrain.data.store import Array, unmarked
 from tencentpretrain.data.writer import ArrayFile
 
 LARGEST_RUN = 1 << 22  # digests that are sorted together; to merge them takes as much memory again
@@ -23,7 +23,9 @@ def documents_within(starts: Array, sentences_num: int, layout: str) -> Array:
 
 
 def digests_of(tokens: Array, lengths: Array, borders: Array, labels: Array | None) -> Array:
-    """BLAKE2b of 128 bits of each document, [n, 2] of uint64."""
+    """BLAKE2b of 128 bits of each document, [n, 2] of uint64; which tokens go on with a word is no part."""
+    if tokens.itemsize > 2:
+        tokens = unmarked(tokens)
     token_ends = np.concatenate(([0], np.cumsum(lengths)))
     text, places = memoryview(tokens.tobytes()), (token_ends[borders] * tokens.itemsize).tolist()
     shape, bounds = memoryview(lengths.astype("<i8").tobytes()), (borders * 8).tolist()

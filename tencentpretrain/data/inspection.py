@@ -96,6 +96,8 @@ def describe(store: TokenStore, lengths: Lengths) -> str:
         if side in store.meta:
             tokenizer = store.meta[side]
             lines.append(f"{side}: {tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens")
+    if store.has_words:
+        lines.append(f"words: {store.meta['words']['kind']}")
     lines.append(
         f"{store.documents_num:,} documents, {store.sentences_num:,} sentences, {store.tokens_num:,} tokens"
     )

@@ -15,6 +15,7 @@ import numpy as np
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.random import Bools, Ints, UInts, below, bits, uniform
+from tencentpretrain.data.store import CONTINUES, unmarked
 from tencentpretrain.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,13 +34,20 @@ class Masking:
     Args:
         budget: share of the tokens that are chosen.
         lengths: probabilities of spans of 1, 2 … units, up to a factor; default: what the configuration says.
+        marked: ids of tokens that go on with a word have CONTINUES added (see `TokenStore.marking_words`);
+            else the vocabulary says which do.
 
     Raises:
         DataError: the vocabulary has nothing but special tokens; when called: it has no [MASK].
     """
 
     def __init__(
-        self, config: DataConfig, tokenizer: Tokenizer, budget: float = BUDGET, lengths: Sequence[float] = ()
+        self,
+        config: DataConfig,
+        tokenizer: Tokenizer,
+        budget: float = BUDGET,
+        lengths: Sequence[float] = (),
+        marked: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self.is_ordinary = np.ones(tokenizer.vocab_size, bool)  # by id: may be hidden
@@ -47,7 +55,7 @@ class Masking:
         self._ordinary = np.flatnonzero(self.is_ordinary)
         if not self._ordinary.size:
             raise DataError("the vocabulary has nothing but special tokens.")
-        self._continues = tokenizer.continues_word if config.whole_word_masking else None
+        self._whole_words, self._marked = config.whole_word_masking, marked
         self._budget = budget
         self._lengths = None
         if config.span_masking or len(lengths):
@@ -67,6 +75,7 @@ class Masking:
             What the model sees and the labels, both [B, S]; labels are -100 where nothing is predicted.
         """
         chosen, spans = self._choose(input_ids, streams)
+        input_ids = unmarked(input_ids)
         rows, columns = np.nonzero(chosen)
         labels = np.full_like(input_ids, IGNORED)
         labels[rows, columns] = input_ids[rows, columns]
@@ -89,16 +98,17 @@ class Masking:
 
     def _choose(self, input_ids: Ints, streams: UInts) -> tuple[Bools, Bools]:
         """Which tokens are chosen, and where spans begin, chosen or not."""
-        ordinary = self.is_ordinary[input_ids]
+        ordinary = self.is_ordinary[unmarked(input_ids)]
         units = self._units(input_ids, ordinary)
         spans = units if self._lengths is None else self._spans(units, ordinary, streams)
         return _choose(units, spans, ordinary, streams, self._budget), spans
 
     def _units(self, input_ids: Ints, ordinary: Bools) -> Bools:
         """Where a token or a word begins that is hidden as one, [B, S]."""
-        if self._continues is None:
+        if not self._whole_words:
             return ordinary
-        begins = ordinary & ~self._continues[input_ids]
+        continues = input_ids >= CONTINUES if self._marked else self._tokenizer.continues_word[input_ids]
+        begins = ordinary & ~continues
         begins[:, 1:] |= ordinary[:, 1:] & ~ordinary[:, :-1]
         begins[:, 0] |= ordinary[:, 0]
         return begins

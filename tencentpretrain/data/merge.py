@@ -16,7 +16,7 @@ from tencentpretrain.errors import DataError
 from tencentpretrain.files import complete_directory, remove_leftovers, write_json
 
 SUMS = ("lines_num", "bad_lines_num", "empty_num", "duplicates_num")
-ALIKE = ("layout", "dtype", "tokenizer", "tgt_tokenizer")  # what stores that are joined must agree in
+ALIKE = ("layout", "dtype", "tokenizer", "tgt_tokenizer", "words")  # what stores must agree in
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,9 +47,7 @@ def open_sources(paths: Sequence[str]) -> tuple[Source, ...]:
             first.tokenizer.fingerprint,
             first.tgt_tokenizer.fingerprint,
         ]:
-            raise DataError(
-                f"{store.path} was made with another tokenizer than {first.path}; make it again."
-            )
+            raise DataError(f"{store.path} was made with another tokenizer than {first.path}; make it again.")
     if len({store.path.resolve() for store in stores}) < len(stores):
         raise ConfigError("--dataset_path names a dataset twice; give it a larger weight instead.")
     if len(stores) > _SOURCES:

@@ -36,12 +36,13 @@ from tencentpretrain.data.corpora import (
     read_texts,
 )
 from tencentpretrain.data.duplicates import Deduplicator, digests_of, documents_within
-from tencentpretrain.data.store import COUNTS, Array, read_meta
+from tencentpretrain.data.store import CONTINUES, COUNTS, Array, read_meta
 from tencentpretrain.data.writer import PROGRESS, SHARD_TOKENS, StoreWriter, check_replaceable, token_dtype
 from tencentpretrain.errors import DataError, Terminated, UserError
 from tencentpretrain.files import complete_directory, json_text, leftovers, read_json, remove_leftovers
 
 if TYPE_CHECKING:
+    from tencentpretrain.data.words import Segmenter
     from tencentpretrain.tokenizers.base import Tokenizer
 
 CHUNK_CHARS = 1 << 17  # characters given to the tokenizer at once, which takes some 150 bytes for each
@@ -77,6 +78,13 @@ class How(NamedTuple):
     tokenizer: Tokenizer
     tgt_tokenizer: Tokenizer | None = None
     digests: bool = False
+    segmenter: Segmenter | None = None  # finds words, if they shall be marked
+
+    @property
+    def dtype(self) -> str:
+        """Of the tokens, which have room for CONTINUES where words are marked."""
+        sides = (side for side in (self.tokenizer, self.tgt_tokenizer) if side is not None)
+        return "uint32" if self.segmenter else token_dtype(max(side.vocab_size for side in sides))
 
 
 class _KilledError(DataError):
@@ -135,6 +143,7 @@ def preprocess(
     tokenizer: Tokenizer,
     options: dict[str, Any] | None = None,
     tgt_tokenizer: Tokenizer | None = None,
+    segmenter: Segmenter | None = None,
     block_size: int = BLOCK_SIZE,
 ) -> CorpusReport:
     """Write the token store `config.dataset_path` from the corpus `config.corpus_path`.
@@ -143,6 +152,7 @@ def preprocess(
         layout: how lines make documents, as the processor wants them (see `corpora.read_texts`).
         options: data options of the user that the store remembers.
         tgt_tokenizer: of the second text of each pair, where it is another one.
+        segmenter: finds words, if the store shall know them.
 
     Raises:
         DataError: an unusable corpus, too many bad lines, a path that something else has, or a full disk.
@@ -155,7 +165,8 @@ def preprocess(
         sizes = "".join(f"{file.path.name} {file.size}\n" for file in files)
         corpus["part"] = {"number": config.part[0], "of": config.part[1], "corpus": _digest(sizes)}
         files = part_of(files, *config.part, layout)
-    how = How(layout, tokenizer, tgt_tokenizer, config.dedup is not None)
+    how = How(layout, tokenizer, tgt_tokenizer, config.dedup is not None, segmenter)
+    words = None if segmenter is None else segmenter.description
     run = _digest(_description(files, how, block_size))
     if config.part is not None:
         corpus["part"]["run"] = run
@@ -166,9 +177,10 @@ def preprocess(
     resumable = (KeyboardInterrupt, Terminated, _KilledError) if config.resume == "auto" else ()
     try:
         with complete_directory(path, earlier, resumable) as directory:
-            writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, SHARD_TOKENS, progress)
+            writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, words, SHARD_TOKENS, progress)
             report = _Run(writer, files, config, how, run, progress, block_size).write()
             writer.close(options or {}, corpus | report.as_json())
+        (path / PROGRESS).unlink()  # only now: until the store has its name, a run can go on from there
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
@@ -188,7 +200,8 @@ def _description(files: list[CorpusFile], how: How, block_size: int) -> str:
     sides = (how.tokenizer, how.tgt_tokenizer)
     fingerprints = [side.fingerprint for side in sides if side is not None]
     parts = [[*map(str, dataclasses.astuple(file)), file.path.stat().st_mtime_ns] for file in files]
-    return json_text([how.layout, how.digests, block_size, SHARD_TOKENS, fingerprints, parts])
+    words = None if how.segmenter is None else how.segmenter.description
+    return json_text([how.layout, how.digests, block_size, SHARD_TOKENS, fingerprints, parts, words])
 
 
 def _earlier_run(path: Path, run: str) -> tuple[Path | None, dict[str, Any] | None]:
@@ -242,7 +255,7 @@ class _Run:
         self._deduplicator = None
         if how.digests:
             state = None if progress is None else progress["duplicates"]
-            self._deduplicator = Deduplicator(writer.directory, writer.dtype, writer.layout, state)
+            self._deduplicator = Deduplicator(writer.directory, how.dtype, writer.layout, state)
 
     def write(self) -> CorpusReport:
         writer, report, deduplicator = self._writer, self._report, self._deduplicator
@@ -322,14 +335,13 @@ def _check_usable(writer: StoreWriter, files: list[CorpusFile], report: CorpusRe
 
 def tokenise(block: Block, how: How) -> Tokenised:
     """Read and tokenise a block. Special tokens that are written out in a text are text."""
-    layout, tokenizer, tgt_tokenizer, with_digests = how
+    layout, tokenizer, tgt_tokenizer, with_digests, _ = how
     texts, starts_list, labels_list, lines_num, bad_lines = read_texts(block, layout)
-    dtype = token_dtype(max(each.vocab_size for each in (tokenizer, tgt_tokenizer) if each is not None))
     if tgt_tokenizer is None:
-        tokens, lengths = _encode(texts, tokenizer, dtype)
+        tokens, lengths = _encode(texts, tokenizer, how.dtype, how.segmenter)
     else:
         sides = (texts[::2], tokenizer), (texts[1::2], tgt_tokenizer)
-        tokens, lengths = _interleaved(*(_encode(*side, dtype) for side in sides))
+        tokens, lengths = _interleaved(*(_encode(*side, how.dtype, how.segmenter) for side in sides))
     starts = np.array(starts_list, dtype=np.int64)
     labels = None
     kept = lengths > 0
@@ -362,13 +374,17 @@ def _interleaved(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[
     return tokens, lengths
 
 
-def _encode(texts: list[str], tokenizer: Tokenizer, dtype: str) -> tuple[Array, Array]:
+def _encode(
+    texts: list[str], tokenizer: Tokenizer, dtype: str, segmenter: Segmenter | None = None
+) -> tuple[Array, Array]:
     """Tokens of all texts, one after the other, and the length of each; memory grows with tokens alone."""
     tokens, lengths = [np.empty(0, dtype)], [np.empty(0, np.int64)]
 
     def encode(batch: list[str]) -> Array:
         ids, counts = tokenizer.encode_batch(batch, special_tokens=False)
         tokens.append(ids.astype(dtype))
+        if segmenter is not None:
+            tokens[-1][segmenter.continues(batch, tokenizer, ids, counts)] += CONTINUES
         return counts
 
     for chunk in _chunks(texts):

@@ -15,6 +15,7 @@ from tencentpretrain.config import (
     as_json,
 )
 from tencentpretrain.data.preprocess import CorpusReport, preprocess
+from tencentpretrain.data.words import Segmenter, is_chinese
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.registry import PROCESSORS
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
@@ -31,9 +32,13 @@ class Job(NamedTuple):
     options: dict[str, Any]  # data options that the store remembers
     tgt_tokenizer: Tokenizer | None
     notes: list[str]  # about options without effect
+    words: bool  # whether the store shall know the words of the texts
 
     def run(self) -> CorpusReport:
-        return preprocess(self.config, self.layout, self.tokenizer, self.options, self.tgt_tokenizer)
+        segmenter = Segmenter(self.config.user_dict_path) if self.words else None
+        return preprocess(
+            self.config, self.layout, self.tokenizer, self.options, self.tgt_tokenizer, segmenter
+        )
 
 
 def read_job(arguments: Sequence[str] | None = None) -> Job:
@@ -51,14 +56,16 @@ def read_job(arguments: Sequence[str] | None = None) -> Job:
     tgt_config = tgt_tokenizer_config.as_tokenizer_config()
     tgt_tokenizer = None if tgt_config is None else build_tokenizer(tgt_config)
     processor = PROCESSORS[data.data_processor]
-    if tgt_tokenizer is not None and processor.layout != "pairs":
+    if tgt_tokenizer is not None and not processor.two_vocabularies:
         raise ConfigError(
             f"data processor '{data.data_processor}' has one tokenizer; leave the --tgt_ options out."
         )
-    for role in processor.roles:  # before the work, not when training starts
-        for side in (tokenizer, tgt_tokenizer or tokenizer):
-            side.require(role)
+    for side in (tokenizer, tgt_tokenizer or tokenizer):  # before the work, not when training starts
+        processor.check(data, side)
+    if config.user_dict_path is not None and not data.whole_word_masking:
+        raise ConfigError("--user_dict_path has words for --whole_word_masking; give that too, or neither.")
+    words = data.whole_word_masking and (config.user_dict_path is not None or is_chinese(tokenizer))
     if processor.json_corpus:
         config = dataclasses.replace(config, json_format_corpus=True)
     given = {name: value for name, value in as_json(data).items() if options.given(name)}
-    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, options.notes)
+    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, options.notes, words)

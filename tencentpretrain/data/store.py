@@ -1,8 +1,9 @@
 """The token store: a corpus as arrays on disk, tokenised once, memory-mapped by whatever builds examples.
 
 A directory with, per shard, `00000.tokens` (ids), `00000.sentences` (n+1 token offsets), `00000.documents`
-(m+1 sentence offsets; absent where every document is one sentence) and `00000.labels` (one a document, in
-labelled corpora); the tokenizer; and `meta.json`, written last. `writer.py` writes it.
+(m+1 sentence offsets; absent where every document is one sentence), `00000.labels` (one a document, in
+labelled corpora) and `00000.words` (a bit a token, lowest first: whether it goes on with a word; where they
+were asked for); the tokenizer; and `meta.json`, written last. `writer.py` writes it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,13 @@ Indices = npt.NDArray[np.int64]
 FORMAT = "tencentpretrain token store"
 VERSION = 1
 COUNTS = ("tokens_num", "sentences_num", "documents_num")
-DTYPES = {"sentences": "uint32", "documents": "uint32", "labels": "int32"}  # that of tokens is in meta.json
+DTYPES = {  # that of tokens is in meta.json
+    "sentences": "uint32",
+    "documents": "uint32",
+    "labels": "int32",
+    "words": "uint8",
+}
+CONTINUES = 1 << 31  # added, where they travel together, to the id of a token that goes on with a word
 REMAKE = "make it with preprocess.py"  # what to do about an unusable store
 MANY_SHARDS = 50
 QUICK_TOKENS = 2**28  # bytes of tokens that are read in a moment
@@ -45,6 +52,7 @@ class Shard:
     sentences: Array
     documents: Array | None  # None: every document is one sentence
     labels: Array | None
+    words: Array | None
     first_token: int
     first_sentence: int
     first_document: int
@@ -54,9 +62,14 @@ class TokenStore:
     """A tokenised corpus. Tokens, sentences and documents are numbered through all shards.
 
     Use `TokenStore.open`. All accessors take arrays of any shape and return int64 arrays of that shape.
+
+    Attributes:
+        marks_words: whether `tokens_at` adds CONTINUES to the ids of tokens that go on with a word.
     """
 
-    def __init__(self, path: Path, meta: dict[str, Any], shards: list[Shard]) -> None:
+    def __init__(
+        self, path: Path, meta: dict[str, Any], shards: list[Shard], marks_words: bool = False
+    ) -> None:
         self.path = path
         self.meta = meta
         self.shards = shards
@@ -66,6 +79,8 @@ class TokenStore:
         self.sentences_num: int = meta["sentences_num"]
         self.documents_num: int = meta["documents_num"]
         self.labels_num: int = meta["labels_num"]
+        self.has_words = "words" in meta
+        self.marks_words = marks_words
         sides = ("tokenizer", "tgt_tokenizer")
         self._vocab_size: int = max(meta[side]["vocab_size"] for side in sides if side in meta)
         self._first_tokens = np.array([shard.first_token for shard in shards])
@@ -73,11 +88,11 @@ class TokenStore:
         self._first_documents = np.array([shard.first_document for shard in shards])
         self._tokenizers: dict[str, Tokenizer] = {}
 
-    def __reduce__(self) -> tuple[Callable[[Path], TokenStore], tuple[Path]]:
-        return TokenStore.open, (self.path,)  # another process maps the files itself
+    def __reduce__(self) -> tuple[Callable[[Path, bool], TokenStore], tuple[Path, bool]]:
+        return TokenStore.open, (self.path, self.marks_words)  # another process maps the files itself
 
     @classmethod
-    def open(cls, path: str | Path) -> TokenStore:
+    def open(cls, path: str | Path, marks_words: bool = False) -> TokenStore:
         """Map a store; sizes are checked, contents only by `verify`.
 
         Raises:
@@ -95,9 +110,13 @@ class TokenStore:
                 firsts = [first + entry[count] for first, count in zip(firsts, COUNTS, strict=True)]
             if not shards or firsts != [meta[count] for count in COUNTS]:
                 raise DataError(f"{path}: the shards do not add up to what meta.json says; {REMAKE} again.")
-            return cls(path, meta, shards)
+            return cls(path, meta, shards, marks_words)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{path / 'meta.json'} is damaged ({error!r}); {REMAKE} again.") from None
+
+    def marking_words(self) -> TokenStore:
+        """The same store, which `marks_words`."""
+        return TokenStore(self.path, self.meta, self.shards, marks_words=True)
 
     def verify(self, quick: bool = False) -> None:
         """Compare files with their checksums, all of them or what can be read before every training.
@@ -147,8 +166,9 @@ class TokenStore:
 
     def tokens_at(self, positions: Indices) -> Indices:
         """Token ids at positions of the store; DataError for one that is not in the vocabulary."""
-        ids = self._gather(positions, self._first_tokens, lambda shard, local: shard.tokens[local])
-        if ids.size and (largest := ids.max()) >= self._vocab_size:
+        ids = self._gather(positions, self._first_tokens, _marked if self.marks_words else _tokens)
+        plain = unmarked(ids) if self.marks_words else ids
+        if ids.size and (largest := plain.max()) >= self._vocab_size:
             raise DataError(
                 f"{self.path} was changed after it was made (id {largest} in its tokens, but the vocabulary "
                 f"has {self._vocab_size}); {REMAKE} again."
@@ -199,6 +219,23 @@ class TokenStore:
         return found
 
 
+def unmarked(ids: Array) -> Array:
+    """Ids without CONTINUES."""
+    plain: Array = ids & (CONTINUES - 1)
+    return plain
+
+
+def _tokens(shard: Shard, positions: Indices) -> Array:
+    return shard.tokens[positions]
+
+
+def _marked(shard: Shard, positions: Indices) -> Array:
+    assert shard.words is not None, "only a store that has_words can mark them"
+    bits = shard.words[positions >> 3] >> (positions & 7) & 1
+    ids: Array = shard.tokens[positions] + bits * CONTINUES
+    return ids
+
+
 def _first_token(shard: Shard, sentences: Indices) -> Array:
     return shard.sentences[sentences] + np.int64(shard.first_token)
 
@@ -232,9 +269,8 @@ def _open_shard(path: Path, entry: dict[str, Any], dtype: str, firsts: list[int]
     for name, file in entry["files"].items():
         kind = name.partition(".")[2]
         arrays[kind] = _map(path / name, np.dtype(dtypes[kind]).newbyteorder("<"), file["size"])
-    tokens, sentences, documents, labels = (
-        arrays["tokens"], arrays["sentences"], arrays.get("documents"), arrays.get("labels"),
-    )  # fmt: skip
+    tokens, sentences = arrays["tokens"], arrays["sentences"]
+    documents, labels, words = (arrays.get(kind) for kind in ("documents", "labels", "words"))
     tokens_num, sentences_num, documents_num = (entry[count] for count in COUNTS)
     fits = len(tokens) == tokens_num
     fits = fits and len(sentences) == sentences_num + 1 and sentences[-1] == tokens_num
@@ -242,9 +278,10 @@ def _open_shard(path: Path, entry: dict[str, Any], dtype: str, firsts: list[int]
         fits = fits and documents_num == sentences_num
     else:
         fits = fits and len(documents) == documents_num + 1 and documents[-1] == sentences_num
-    if not fits or (labels is not None and len(labels) != documents_num):
+    fits = fits and (labels is None or len(labels) == documents_num)
+    if not fits or (words is not None and len(words) != -(-tokens_num // 8)):
         raise DataError(f"{path}: its arrays do not fit each other; {REMAKE} again.")
-    return Shard(tokens, sentences, documents, labels, *firsts)
+    return Shard(tokens, sentences, documents, labels, words, *firsts)
 
 
 def _map(path: Path, dtype: np.dtype[Any], size: int) -> Array:

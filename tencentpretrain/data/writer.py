@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tencentpretrain.data.store import COUNTS, DTYPES, FORMAT, VERSION, Array
+from tencentpretrain.data.store import CONTINUES, COUNTS, DTYPES, FORMAT, VERSION, Array, unmarked
 from tencentpretrain.errors import DataError, UserError
 from tencentpretrain.files import read_json, write_json
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
 
 SHARD_TOKENS = 2**30  # a shard that has so many is closed; it ends where a document does
-OWN_FILES = re.compile(r"meta\.json|(tgt_)?tokenizer|\d{5}\.(tokens|sentences|documents|labels)")
+OWN_FILES = re.compile(
+    r"(meta|progress)\.json|(tgt_)?tokenizer|\d{5}\.(tokens|sentences|documents|labels|words)"
+)
 PROGRESS = "progress.json"  # how far an unfinished store is
 
 
@@ -58,11 +60,42 @@ class ArrayFile:
         return {"size": self.entries_num * self._dtype.itemsize, "blake2b": self._digest.hexdigest()}
 
 
+class BitFile(ArrayFile):
+    """Bits that grow on disk, eight in a byte, the first one lowest.
+
+    Args:
+        bytes_num: how many bytes are kept of what an earlier run wrote.
+        rest: the bits it had for the next byte.
+    """
+
+    def __init__(self, path: Path, bytes_num: int, rest: list[bool]) -> None:
+        super().__init__(path, np.dtype(np.uint8), bytes_num)
+        self._rest = np.array(rest, bool)
+
+    @property
+    def rest(self) -> list[bool]:
+        """The bits for the next byte."""
+        return [bool(bit) for bit in self._rest]
+
+    def append(self, values: npt.ArrayLike) -> None:
+        bits = np.concatenate((self._rest, np.asarray(values, bool)))
+        whole = len(bits) // 8 * 8
+        super().append(np.packbits(bits[:whole], bitorder="little"))
+        self._rest = bits[whole:]
+
+    def close(self) -> dict[str, Any]:
+        super().append(np.packbits(self._rest, bitorder="little"))
+        return super().close()
+
+
 class _ShardWriter:
     """Writes the files of a shard; `state`, if not empty, is where an earlier run was."""
 
-    def __init__(self, directory: Path, number: int, dtype: str, layout: str, state: dict[str, Any]) -> None:
+    def __init__(
+        self, directory: Path, number: int, dtype: str, layout: str, with_words: bool, state: dict[str, Any]
+    ) -> None:
         dtypes = {"tokens": dtype} | DTYPES
+        del dtypes["words"]
         if layout == "documents":
             del dtypes["documents"]
         if layout != "labelled":
@@ -74,6 +107,10 @@ class _ShardWriter:
             )
             for kind, name in dtypes.items()
         }
+        self._words = None
+        if with_words:
+            path, rest = directory / f"{number:05d}.words", state.get("words_rest", [])
+            self._files["words"] = self._words = BitFile(path, entries.get("words", 0), rest)
         if not state:
             self._files["sentences"].append([0])
         self._last_start: int = state.get("last_start", -1)
@@ -84,8 +121,10 @@ class _ShardWriter:
         for file in self._files.values():
             file.sync()
         entries = {kind: file.entries_num for kind, file in self._files.items()}
-        counts = {"tokens_num": self.tokens_num, "sentences_num": self.sentences_num}
-        return {"entries": entries, "last_start": self._last_start, **counts}
+        found = {"entries": entries, "last_start": self._last_start}
+        if self._words is not None:
+            found["words_rest"] = self._words.rest
+        return found | {"tokens_num": self.tokens_num, "sentences_num": self.sentences_num}
 
     @property
     def documents_num(self) -> int:
@@ -102,6 +141,9 @@ class _ShardWriter:
         self.sentences_num += len(lengths)
         if self.tokens_num >= 2**32:
             raise DataError("a document has more than 4 billion tokens; separate documents by empty lines.")
+        if self._words is not None:
+            self._words.append(tokens >= CONTINUES)
+            tokens = unmarked(tokens)
         self._files["tokens"].append(tokens)
         self._files["sentences"].append(ends)
         self._append_starts(starts)
@@ -132,6 +174,7 @@ class StoreWriter:
         tokenizer: saved with the store.
         layout: one of those of `corpora.read_texts`.
         tgt_tokenizer: of every second text, where it is another one; saved too.
+        words: what found the words of the texts; a bit a token is then kept of them.
         earlier: what `save_progress` kept of an earlier run, to go on from there.
     """
 
@@ -141,6 +184,7 @@ class StoreWriter:
         tokenizer: Tokenizer,
         layout: str,
         tgt_tokenizer: Tokenizer | None = None,
+        words: dict[str, Any] | None = None,
         shard_tokens: int = SHARD_TOKENS,
         earlier: dict[str, Any] | None = None,
     ) -> None:
@@ -148,6 +192,7 @@ class StoreWriter:
         self.tokenizer = tokenizer
         self.layout = layout
         self.tgt_tokenizer = tgt_tokenizer
+        self.words = words
         self.dtype = token_dtype(max(tokenizer.vocab_size, tgt_tokenizer.vocab_size if tgt_tokenizer else 0))
         anew: dict[str, Any] = {"closed": [], "labels_num": 0, "shard": {}}
         state = anew if earlier is None else earlier["store"]
@@ -158,7 +203,8 @@ class StoreWriter:
         self._remove_unnamed()
 
     def _new_shard(self, state: dict[str, Any]) -> _ShardWriter:
-        return _ShardWriter(self.directory, len(self._closed), self.dtype, self.layout, state)
+        with_words = self.words is not None
+        return _ShardWriter(self.directory, len(self._closed), self.dtype, self.layout, with_words, state)
 
     def _remove_unnamed(self) -> None:
         """Remove what no complete shard has and is not being written."""
@@ -188,7 +234,8 @@ class StoreWriter:
         """Add sentences.
 
         Args:
-            tokens: the ids of all of them, one after the other.
+            tokens: the ids of all of them, one after the other; with `words`, those of tokens that go on with
+                a word have CONTINUES added.
             lengths: tokens of each.
             starts: indices of the sentences that start a document, ascending; an index may be repeated, and
                 may be `len(lengths)`: the sentence added next then starts one.
@@ -245,8 +292,9 @@ class StoreWriter:
             "corpus": corpus,
             "shards": self._closed,
         }
+        if self.words is not None:
+            meta["words"] = self.words
         write_json(self.directory / "meta.json", meta)
-        (self.directory / PROGRESS).unlink(missing_ok=True)
 
 
 def token_dtype(vocab_size: int) -> str:

@@ -16,8 +16,8 @@ class SinusoidalPositionEmbedding(nn.Module):
     """Sines and cosines of the position (Vaswani et al. 2017, §3.5): [1 or B, S, emb_size].
 
     As published, wavelengths run from 2π to 10000·2π with both ends included, and positions begin at 2; sines
-    and cosines alternate for text and are halves for speech. Marian's begin at 0 and leave the last one out.
-    The word embeddings beside it are multiplied by the root of emb_size.
+    and cosines alternate for text and are halves for speech; the encoder's embeddings decide for both sides.
+    Marian's positions begin at 0, and its wavelengths leave the last one out.
     """
 
     reads = ("input_ids",)

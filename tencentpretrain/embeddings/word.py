@@ -13,7 +13,8 @@ from tencentpretrain.sizes import DataSizes
 @EMBEDDINGS.register("word")
 class WordEmbedding(nn.Module):
     """A vector for each token of the vocabulary: [B, S, emb_size]; beside sinusoidal positions, whose numbers
-    are of size 1, times the root of emb_size (Vaswani et al. 2017, §3.4).
+    are of size 1, times the root of emb_size (Vaswani et al. 2017, §3.4). As published, the encoder's
+    embeddings decide for the decoder's side too.
     """
 
     reads = ("input_ids",)

@@ -60,9 +60,8 @@ class GatedCnnEncoder(nn.Module):
 
 def _gated(hidden: Tensor, conv: Any, gate: Any, conv_b: Tensor, gate_b: Tensor) -> Tensor:
     """[B, C, S] to [B, D, S]: both convolutions as one over one dimension, preceded by zeros."""
-    weight = torch.cat(
-        [conv.weight, gate.weight]
-    )  # [2D, 1, size, C] in the first layer, else [2D, C, size, 1]
+    # [2D, 1, size, C] in the first layer, else [2D, C, size, 1].
+    weight = torch.cat([conv.weight, gate.weight])
     weight = (weight.transpose(1, 3) if weight.shape[1] == 1 else weight).squeeze(-1)
     bias = torch.cat([conv.bias + conv_b.flatten(), gate.bias + gate_b.flatten()])
     return F.glu(F.conv1d(F.pad(hidden, (weight.shape[-1] - 1, 0)), weight, bias), dim=1)

@@ -14,19 +14,20 @@ from tencentpretrain.layers.dropout import Dropout, dropout
 from tencentpretrain.registry import ENCODERS
 
 Cell: TypeAlias = type[nn.RNN] | type[nn.LSTM] | type[nn.GRU]
+# By nn.RNNBase.mode.
 FUNCTIONS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
     "RNN_TANH": torch.rnn_tanh,
     "LSTM": torch.lstm,
     "GRU": torch.gru,
-}  # by nn.RNNBase.mode
+}
 
 
 def recurrent_layers(
     cell: Cell, config: ModelConfig, width: int, depth: int, bidirectional: bool = False
 ) -> nn.RNNBase:
     """torch's module, with dropout between its layers."""
-    dropout = config.dropout if depth > 1 else 0.0
-    return cell(config.emb_size, width, depth, batch_first=True, dropout=dropout, bidirectional=bidirectional)
+    between = config.dropout if depth > 1 else 0.0
+    return cell(config.emb_size, width, depth, batch_first=True, dropout=between, bidirectional=bidirectional)
 
 
 def _even_width(name: str, config: ModelConfig) -> Iterator[str]:

@@ -43,7 +43,7 @@ def generate(
             new = torch.full(
                 (len(batch["input_ids"]), max_new_tokens), pad_id, device=batch["input_ids"].device
             )
-            ended = torch.zeros_like(new[:, :1], dtype=torch.bool).squeeze(1)
+            ended = torch.zeros(len(new), dtype=torch.bool, device=new.device)
             for step in range(max_new_tokens):
                 tokens = choose(text.logits()).masked_fill(ended, pad_id)
                 new[:, step] = tokens

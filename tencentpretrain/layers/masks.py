@@ -47,11 +47,14 @@ class AttentionMask(NamedTuple):
         return AttentionMask(allowed=near if self.allowed is None else near & self.allowed)
 
     def within_documents(self, document_ids: Tensor) -> AttentionMask:
-        """The same between tokens of one document of a packed row; document_ids: [B, S]."""
+        """The same between tokens of one document of a packed row; document_ids: [B, S], 0 at padding."""
         same = (document_ids.unsqueeze(-1) == document_ids.unsqueeze(-2)).unsqueeze(1)
         if self.causal:
             same = same.tril()
-        return AttentionMask(allowed=same if self.allowed is None else same & self.allowed)
+        if self.allowed is None:
+            return AttentionMask(allowed=same)
+        # Padding sees padding: a softmax over nothing is NaN, and its gradient would spread.
+        return AttentionMask(allowed=same & (self.allowed | (document_ids == 0)[:, None, None]))
 
 
 def _rows(matrix: Tensor | None, number: int) -> Tensor | None:

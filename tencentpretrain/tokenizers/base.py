@@ -180,6 +180,14 @@ class Tokenizer(abc.ABC):
                     ) from None
             raise
 
+    def token_starts(self, texts: Sequence[str]) -> Lengths | None:
+        """At which character of `"\\n".join(texts)` each token of `encode_batch(texts, special_tokens=False)`
+        starts, ascending; a token that starts inside a character starts where the token before it does.
+
+        None: this tokenizer does not know. `continues_word` is then all there is to find words by.
+        """
+        return None
+
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
         """Ids of one text; see `encode_batch`."""
         ids: list[int] = self.encode_batch([text], special_tokens)[0].tolist()
@@ -245,6 +253,11 @@ class Tokenizer(abc.ABC):
         write_json(directory / MAP_NAME, special | {"additional_special_tokens": self._further})
         description |= {"special_tokens": self.special_tokens, "fingerprint": self.fingerprint}
         write_json(directory / DESCRIPTION_NAME, description)
+
+
+def text_starts(texts: Sequence[str]) -> Lengths:
+    """Where each text begins in `"\\n".join(texts)`."""
+    return np.cumsum([0, *(len(text) + 1 for text in texts)])[:-1]
 
 
 def flatten(ids: list[list[int]]) -> tuple[Ids, Lengths]:

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
+
 from tencentpretrain.config.tokenizer import TokenizerConfig
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import TOKENIZERS
-from tencentpretrain.tokenizers.base import Ids, Lengths, Tokenizer, flatten, required_path
+from tencentpretrain.tokenizers.base import Ids, Lengths, Tokenizer, flatten, required_path, text_starts
 from tencentpretrain.tokenizers.vocabulary import (
     read_added_tokens,
     read_merges,
@@ -54,6 +56,17 @@ class BPETokenizer(Tokenizer):
     def _encode_plain(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         encodings = self._rust.encode_batch_fast(list(texts), add_special_tokens=False)
         return flatten([encoding.ids for encoding in encodings])
+
+    def token_starts(self, texts: Sequence[str]) -> Lengths:
+        found = []
+        for begin, encoding in zip(
+            text_starts(texts), self._rust.encode_batch(list(texts), add_special_tokens=False), strict=True
+        ):
+            starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+            # Bytes of a character that has begun belong to the token it began in.
+            starts[1:][starts[1:] < ends[:-1]] = 0
+            found.append(begin + np.maximum.accumulate(starts))
+        return np.concatenate([np.zeros(0, np.int64), *found])
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._rust.decode(list(ids), skip_special_tokens=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tencentpretrain.config.tokenizer import TokenizerConfig
 from tencentpretrain.errors import DataError
@@ -28,12 +28,13 @@ def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
     return tokenizer
 
 
-def load_tokenizer(source: str | Path | TokenizerConfig) -> Tokenizer:
+def load_tokenizer(source: str | Path | TokenizerConfig, side: Literal["src", "tgt"] = "src") -> Tokenizer:
     """A tokenizer from where one is kept.
 
     Args:
         source: a directory that `Tokenizer.save` wrote; a Hugging Face directory; a weights file of ours,
             or the description `<weights>.json` beside it; or the options.
+        side: "tgt" for that of the decoder's side, which weights may have another of; else one is for both.
 
     Raises:
         DataError: nothing of the kind there, or its files were changed after it was saved.
@@ -51,9 +52,10 @@ def load_tokenizer(source: str | Path | TokenizerConfig) -> Tokenizer:
             f"{path}: {absent}expected a directory with a tokenizer, or weights and '{description.name}'."
         )
     value = _read_object(description)
-    if not isinstance(value.get("tokenizer_path"), str):
-        raise DataError(f"{description} names no tokenizer (key 'tokenizer_path').")
-    return load_tokenizer(description.parent / value["tokenizer_path"])
+    key = "tgt_tokenizer_path" if side == "tgt" and "tgt_vocab_size" in value else "tokenizer_path"
+    if not isinstance(value.get(key), str):
+        raise DataError(f"{description} names no tokenizer (key '{key}').")
+    return load_tokenizer(description.parent / value[key])
 
 
 def _read_object(path: Path) -> dict[str, Any]:

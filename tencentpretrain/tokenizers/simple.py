@@ -8,7 +8,7 @@ import numpy as np
 
 from tencentpretrain.config.tokenizer import TokenizerConfig
 from tencentpretrain.registry import TOKENIZERS
-from tencentpretrain.tokenizers.base import Ids, Lengths, Tokenizer, flatten, required_path
+from tencentpretrain.tokenizers.base import Ids, Lengths, Tokenizer, flatten, required_path, text_starts
 from tencentpretrain.tokenizers.vocabulary import read_vocabulary
 
 
@@ -30,6 +30,12 @@ class CharTokenizer(Tokenizer):
         texts = [text.strip() for text in texts]
         points = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
         return self._id_of[points], np.fromiter(map(len, texts), np.int64, len(texts))
+
+    def token_starts(self, texts: Sequence[str]) -> Lengths:
+        left = np.fromiter((len(text) - len(text.lstrip()) for text in texts), np.int64, len(texts))
+        counts = np.fromiter((len(text.strip()) for text in texts), np.int64, len(texts))
+        before = np.cumsum(counts) - counts
+        return np.repeat(text_starts(texts) + left - before, counts) + np.arange(counts.sum())
 
     def decode(self, ids: Sequence[int]) -> str:
         return "".join(self.tokens[id] for id in ids)

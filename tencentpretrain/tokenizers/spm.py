@@ -6,10 +6,21 @@ import itertools
 from collections.abc import Sequence
 from types import MappingProxyType
 
+import numpy as np
+
 from tencentpretrain.config.tokenizer import TokenizerConfig
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import TOKENIZERS
-from tencentpretrain.tokenizers.base import Ids, Lengths, Tokenizer, cores, flatten, is_cjk, required_path
+from tencentpretrain.tokenizers.base import (
+    Ids,
+    Lengths,
+    Tokenizer,
+    cores,
+    flatten,
+    is_cjk,
+    required_path,
+    text_starts,
+)
 from tencentpretrain.tokenizers.vocabulary import read_bytes
 
 SPACE = "▁"  # U+2581, which SentencePiece writes for a space
@@ -54,6 +65,11 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode_plain(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         return flatten(self._model.encode(list(texts), out_type=int, num_threads=cores()))
+
+    def token_starts(self, texts: Sequence[str]) -> Lengths:
+        found = self._model.encode(list(texts), out_type="offset_mapping", num_threads=cores())
+        starts, counts = flatten([[start for start, _ in text["offsets"]] for text in found])
+        return np.repeat(text_starts(texts), counts) + starts
 
     def decode(self, ids: Sequence[int]) -> str:
         text = ""

@@ -37,6 +37,9 @@ class BertTokenizer(Tokenizer):
     def _encode_plain(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
         return self._words.encode_batch(texts)
 
+    def token_starts(self, texts: Sequence[str]) -> Lengths:
+        return self._words.token_starts(texts)
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._rust.decode(list(ids), skip_special_tokens=False)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from tencentpretrain.tokenizers.base import Ids, Lengths, flatten
+from tencentpretrain.tokenizers.base import Ids, Lengths, flatten, text_starts
 
 if TYPE_CHECKING:
     import tokenizers
@@ -76,8 +76,16 @@ class WordTable:
         ids[places[single]] = kinds[single]
         within = np.arange(int(sizes.sum())) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         ids[np.repeat(places[starts], sizes) + within] = pieces[np.repeat(first, sizes) + within]
-        begins = np.cumsum([0, *map(len, texts)][:-1]) + np.arange(len(texts))
-        return ids, np.add.reduceat(counts, begins) if len(texts) else np.zeros(0, np.int64)
+        lengths = np.add.reduceat(counts, text_starts(texts)) if len(texts) else np.zeros(0, np.int64)
+        return ids, lengths
+
+    def token_starts(self, texts: Sequence[str]) -> Lengths:
+        """As `Tokenizer.token_starts`; all pieces of a word start where it does."""
+        joined, _, kinds = self._cut(texts)
+        words, starts = self._long_words(joined, kinds)
+        counts = (kinds >= 0).astype(np.int64)
+        counts[starts] = self._look_up(words)[2]
+        return np.repeat(np.arange(len(counts)), counts)
 
     def _cut(self, texts: Sequence[str]) -> tuple[str, npt.NDArray[np.uint32], Ids]:
         """The texts as one, its code points, and what each of them is."""

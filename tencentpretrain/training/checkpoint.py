@@ -77,7 +77,7 @@ class Checkpoints:
     def recover(self) -> None:
         """Clear away what killed runs of this output left half-written; put back what one was replacing."""
         name = self.output.name
-        own = re.compile(rf"\.({re.escape(name)}((-\d+)?(\.json)?|\.tokenizer))\.\d+\.(old|tmp)")
+        own = re.compile(rf"\.({re.escape(name)}((-\d+)?(\.json)?|\.(tgt_)?tokenizer))\.\d+\.(old|tmp)")
         for left_over in self.output.parent.glob(f".{glob.escape(name)}*"):
             if found := own.fullmatch(left_over.name):
                 remove_leftovers(left_over.with_name(found[1]))

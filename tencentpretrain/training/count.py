@@ -15,7 +15,7 @@ from tencentpretrain.errors import ConfigError
 from tencentpretrain.model import Body, build_model, fields_read, length_problems
 from tencentpretrain.registry import TARGETS
 from tencentpretrain.sizes import DataSizes
-from tencentpretrain.training.estimate import measure_cost, parameters_num, parts_of, state_bytes
+from tencentpretrain.training.estimate import measure_cost, parameters_num, parts_of, state_bytes, tokens_num
 
 PREDICTED = {"mlm": 0.15}  # share of the positions; other targets predict at each
 
@@ -63,12 +63,6 @@ def empty_batch(config: ModelConfig, rows: int, length: int, labels_num: int) ->
             predicted = round(PREDICTED.get(target, 1.0) * labels.numel())
             batch[positions_of(target)] = torch.empty(predicted, dtype=torch.int64, device="meta")
     return batch
-
-
-def tokens_num(batch: dict[str, Any]) -> int:
-    """Tokens of all streams, source and target."""
-    tokens: list[int] = [batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch]
-    return sum(tokens) + sum(tokens_num(part) for part in batch.values() if isinstance(part, dict))
 
 
 def describe_count(config: ModelConfig, count: CountConfig) -> str:

@@ -59,6 +59,12 @@ def _to_meta(batch: Any) -> Any:
     }
 
 
+def tokens_num(batch: dict[str, Any]) -> int:
+    """Tokens of all streams, source and target."""
+    tokens: list[int] = [batch[name].numel() for name in ("input_ids", "decoder_input_ids") if name in batch]
+    return sum(tokens) + sum(tokens_num(part) for part in batch.values() if isinstance(part, dict))
+
+
 def _sum(hidden: Tensor | tuple[Tensor, ...]) -> Tensor:
     return hidden.sum() if isinstance(hidden, Tensor) else torch.stack([_sum(part) for part in hidden]).sum()
 

@@ -22,6 +22,7 @@ from tencentpretrain.config import (
     Options,
     PretrainConfig,
     RunConfig,
+    TargetTokenizerConfig,
     TokenizerConfig,
     as_json,
     json_options,
@@ -30,15 +31,23 @@ from tencentpretrain.config import (
 from tencentpretrain.data.loader import LoadedBatch, Loader
 from tencentpretrain.data.mixture import MixtureProcessor, Source, open_sources
 from tencentpretrain.data.store import TokenStore
+from tencentpretrain.data.words import is_chinese
 from tencentpretrain.description import check_against_description, make_description, read_description
 from tencentpretrain.errors import ConfigError, DataError, UserError
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import Model, build_model, check_provided, length_problems
 from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
-from tencentpretrain.tokenizers import build_tokenizer
+from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
 from tencentpretrain.training.checkpoint import Checkpoints, State
 from tencentpretrain.training.engines import DDPEngine, Engine, Place, SingleEngine, choose_engine
-from tencentpretrain.training.estimate import Cost, measure_cost, parameters_num, parts_of, state_bytes
+from tencentpretrain.training.estimate import (
+    Cost,
+    measure_cost,
+    parameters_num,
+    parts_of,
+    state_bytes,
+    tokens_num,
+)
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
@@ -83,7 +92,10 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     Raises:
         UserError: with what is wrong; nothing was written.
     """
-    concerns = (ModelConfig, TokenizerConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig)
+    concerns = (
+        ModelConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig, TokenizerConfig,
+        TargetTokenizerConfig,
+    )  # fmt: skip
     options = Options("Pre-train a model on a token store.", *concerns, arguments=arguments)
     output, pretrained = options.get("output_model_path"), options.get("pretrained_model_path")
     check_not_input(Path(output), "--output_model_path", {"pretrained_model_path": pretrained})
@@ -98,11 +110,15 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     for source in sources:
         source.store.verify(quick=not options.get("verify_dataset"))
     store = sources[0].store
-    options.add_layer(f"{store.path}/meta.json", store.options | _tokenizer_options(store))
-    model, tokenizer, data, optimization, run, pretrain = options.build(*concerns)
-    _check_tokenizer(store, tokenizer, options.given("tokenizer"))
+    own = _tokenizer_options("", store.tokenizer) | _tokenizer_options("tgt_", store.tgt_tokenizer)
+    options.add_layer(f"{store.path}/meta.json", store.options | own)
+    model, data, optimization, run, pretrain, tokenizer, tgt_tokenizer = options.build(*concerns)
+    _check_tokenizer(store, store.tokenizer, tokenizer, "", options)
+    _check_tokenizer(store, store.tgt_tokenizer, tgt_tokenizer.as_tokenizer_config(), "tgt_", options)
     if description is not None:
-        check_against_description(model, description, pretrained, tokenizer=store.tokenizer)
+        check_against_description(
+            model, description, pretrained, tokenizer=store.tokenizer, tgt_tokenizer=store.tgt_tokenizer
+        )
     processor = PROCESSORS[data.data_processor]
     check_provided(model, processor.provides, data.data_processor)
     target = processor.target_length, getattr(data, processor.target_length)
@@ -148,25 +164,33 @@ def packing_problems(model: ModelConfig) -> list[str]:
     return problems
 
 
-def _tokenizer_options(store: TokenStore) -> dict[str, Any]:
+def _tokenizer_options(prefix: str, tokenizer: Tokenizer) -> dict[str, Any]:
     """The dataset's own tokenizer options, so that giving its vocabulary alone gives its tokenizer."""
     names = {field.name for field in dataclasses.fields(TokenizerConfig)}
-    own = {name: value for name, value in store.tokenizer.options.items() if name in names}
-    return {"tokenizer": store.tokenizer.kind, **own}
+    own = {f"{prefix}{name}": value for name, value in tokenizer.options.items() if name in names}
+    return {f"{prefix}tokenizer": tokenizer.kind, **own}
 
 
-def _check_tokenizer(store: TokenStore, config: TokenizerConfig, kind_given: bool) -> None:
-    paths = [path for path in (config.vocab_path, config.spm_model_path) if path is not None]
-    if paths:
-        same = build_tokenizer(config).fingerprint == store.tokenizer.fingerprint
+def _check_tokenizer(
+    store: TokenStore, own: Tokenizer, config: TokenizerConfig | None, prefix: str, options: Options
+) -> None:
+    """Refuse options, those with `prefix`, of another tokenizer than the store's own one of that side."""
+    names = options_of(TargetTokenizerConfig if prefix else TokenizerConfig)
+    said = {name: options.get(name) for name in names if options.given(name)}
+    paths = [] if config is None else [path for path in (config.vocab_path, config.spm_model_path) if path]
+    if config is not None and paths:
+        same = build_tokenizer(config).fingerprint == own.fingerprint
     else:
-        same = not kind_given or config.tokenizer == store.tokenizer.kind
+        known = _tokenizer_options(prefix, own)
+        same = all(known.get(name) == value for name, value in said.items())
     if not same:
+        given = [f"--{name} {value}" for name, value in said.items()] or paths
+        directory = store.path / (f"{prefix}tokenizer" if f"{prefix}tokenizer" in store.meta else "tokenizer")
+        side = " for the decoder's side" if prefix else ""
         raise DataError(
-            f"{store.path} was made with another tokenizer (its own: {store.tokenizer.kind}, "
-            f"{store.tokenizer.vocab_size} tokens, {store.path / 'tokenizer'}) than the one given "
-            f"({', '.join([config.tokenizer, *paths])}). Leave the tokenizer options out, or make the "
-            "dataset again with preprocess.py."
+            f"{store.path} was made with another tokenizer{side} (its own: {own.kind}, {own.vocab_size} "
+            f"tokens, {directory}) than the one given ({' '.join(given)}). Leave the tokenizer options out, "
+            "or make the dataset again with preprocess.py."
         )
 
 
@@ -198,11 +222,11 @@ def make_model(settings: Settings) -> Model:
 
 def checkpoint_activations(model: Model) -> None:
     """Let every module that can recompute its activations in the backward pass do so."""
-    able = [module for module in model.modules() if hasattr(module, "activation_checkpointing")]
+    able: list[Any] = [module for module in model.modules() if hasattr(module, "activation_checkpointing")]
     if not able:
         raise ConfigError("--activation_checkpointing: no module of this model can recompute.")
     for module in able:
-        module.activation_checkpointing = True  # type: ignore[assignment]
+        module.activation_checkpointing = True
 
 
 def deep_init(model: Model) -> None:
@@ -286,8 +310,7 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
     }
 
     store = settings.store
-    two = store.tgt_tokenizer is not store.tokenizer
-    further = {"tgt_vocab_size": store.tgt_tokenizer.vocab_size} if two else None
+    tgt_tokenizer = None if store.tgt_tokenizer is store.tokenizer else store.tgt_tokenizer
 
     def describe(path: Path) -> dict[str, Any]:
         return make_description(
@@ -296,7 +319,7 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
             store.tokenizer,
             plugins=settings.run.plugins,
             labels_num=settings.labels_num,
-            further=further,
+            tgt_tokenizer=tgt_tokenizer,
         )
 
     output = Path(settings.pretrain.output_model_path)
@@ -403,6 +426,13 @@ def describe_data(settings: Settings, loader: Loader, validation: Loader | None)
         f"{steps:,} steps of {batch} {'rows' if settings.data.packing else 'samples'} are "
         f"{steps * batch / rows:.2f} epochs"
     )
+    if settings.data.whole_word_masking and PROCESSORS[settings.data.data_processor].masks_words:
+        unknown = [str(store.path) for store, _ in settings.sources if not store.has_words]
+        if unknown and is_chinese(settings.store.tokenizer):
+            lines.append(
+                f"--whole_word_masking: {', '.join(unknown)} does not know Chinese words, so each token is "
+                "one; make it with preprocess.py --whole_word_masking."
+            )
     if validation is not None:
         path = settings.pretrain.eval_dataset_path
         lines.append(f"validation: {path}, {validation.samples_num():,} samples")
@@ -418,8 +448,7 @@ def cost_of_first_batch(settings: Settings, engine: Engine) -> tuple[Cost, Loade
 
 def flops_per_token(settings: Settings, engine: Engine) -> float:
     cost, loaded = cost_of_first_batch(settings, engine)
-    inputs = [loaded.batch[name] for name in ("input_ids", "decoder_input_ids") if name in loaded.batch]
-    return cost.flops / sum(tensor.numel() for tensor in inputs)
+    return cost.flops / tokens_num(loaded.batch)
 
 
 def dry_run(settings: Settings) -> str:

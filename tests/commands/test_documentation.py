@@ -77,6 +77,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sentence_transformers.write(
         place / "all-MiniLM-L6-v2", 16, {"pooling": "mean", "normalize_features": True}
     )
+    qwen = transformers.Qwen2Config(
+        vocab_size=len(vocabulary.split()), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, intermediate_size=16,
+    )  # fmt: skip
+    transformers.Qwen2ForCausalLM(qwen).save_pretrained(place / "Qwen2-7B")
     return place
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tencentpretrain import build_model, load_config, load_weights
+from tencentpretrain import build_model, load_config, load_tokenizer, load_weights
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import ConfigError, DataError, UserError
 
@@ -112,6 +112,49 @@ def test_from_a_corpus_to_weights(objective: str, place: Path, monkeypatch: pyte
     model = build_model(load_config("model.bin.json"), **sizes)
     report = load_weights(model, "model.bin")
     assert not report.missing and not report.unexpected
+    for side, tokenizer in (("src", store.tokenizer), ("tgt", store.tgt_tokenizer)):
+        assert load_tokenizer("model.bin", side).fingerprint == tokenizer.fingerprint
+
+
+def test_the_decoders_tokenizer_must_be_the_datasets_and_the_weights(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (place / "config.json").write_text(json.dumps(SIZES | DECODER), encoding="utf-8")
+
+    def pretrain(output: str, *options: str) -> None:
+        run(
+            "pretrain.py", monkeypatch, "--dataset_path", "dataset", "--config_path", "config.json",
+            "--output_model_path", output, "--total_steps", "1", "--batch_size", "6",
+            "--data_processor", "mt", *options,
+        )  # fmt: skip
+
+    def refused(kind: type[UserError], *options: str) -> str:
+        with pytest.raises(kind) as caught:
+            pretrain("refused.bin", *options)
+        assert not list(place.glob("*refused.bin*"))
+        return str(caught.value)
+
+    preprocess(monkeypatch, "mt", "pairs", *TARGET_VOCABULARY, "--tgt_do_lower_case", "false")
+    told = refused(DataError, "--tgt_vocab_path", "vocab.txt")
+    own = "another tokenizer for the decoder's side (its own: bert, 55 tokens, dataset/tgt_tokenizer)"
+    assert f"{own} than the one given (--tgt_vocab_path vocab.txt)" in told
+    assert "(--tgt_tokenizer char)" in refused(DataError, "--tgt_tokenizer", "char")
+    assert "(--tgt_do_lower_case True)" in refused(DataError, "--tgt_do_lower_case", "true")
+    assert "dataset/tokenizer" in refused(DataError, "--vocab_path", "tgt_vocab.txt")
+    pretrain("model.bin", "--vocab_path", "vocab.txt", "--tgt_vocab_path", "tgt_vocab.txt")
+    pretrain("continued.bin", "--pretrained_model_path", "model.bin", "--tgt_tokenizer", "bert")
+
+    Path("other_vocab.txt").write_text("\n".join([*SPECIAL, *OTHER_WORDS[::-1]]) + "\n", encoding="utf-8")
+    preprocess(monkeypatch, "mt", "pairs", *TARGET_VOCABULARY, "--tgt_vocab_path", "other_vocab.txt")
+    told = refused(ConfigError, "--pretrained_model_path", "model.bin")
+    assert told == (
+        "the weights model.bin were made with another tokenizer for the decoder's side than the one given; "
+        "use the one that model.bin.json names."
+    )
+    preprocess(monkeypatch, "mt", "pairs", *TARGET_VOCABULARY[2:])
+    assert "dataset/tokenizer" in refused(DataError, "--tgt_vocab_path", "tgt_vocab.txt")
+    pretrain("one.bin", "--tgt_vocab_path", "vocab.txt")
+    assert not Path("one.bin.tgt_tokenizer").exists()
 
 
 def message(kind: type[UserError], *arguments: Any) -> str:

@@ -230,6 +230,8 @@ def test_what_lies_beside_weights_is_a_configuration(tmp_path: Path) -> None:
     beside = as_json(ModelConfig()) | {
         "tokenizer": "bert", "tokenizer_path": "m.bin.tokenizer", "tokenizer_fingerprint": "0",
         "vocab_size": 9, "special_tokens": {"pad": "[PAD]"}, "labels": ["0", "1"], "labels_num": 2,
+        "tgt_tokenizer": "bpe", "tgt_tokenizer_path": "m.bin.tgt_tokenizer", "tgt_tokenizer_fingerprint": "1",
+        "tgt_vocab_size": 8, "tgt_special_tokens": {},
         "plugins": [],
     }  # fmt: skip
     assert load_config(write(tmp_path / "m.bin.json", beside)) == ModelConfig()

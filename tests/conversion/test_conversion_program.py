@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -17,8 +15,6 @@ from tencentpretrain.conversion.maps import BERT
 from tencentpretrain.conversion.program import from_huggingface, to_huggingface
 from tencentpretrain.errors import ConfigError, UserError, WeightsError
 from tencentpretrain.weights import described_config, read_description, read_state_dict, save_weights
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -179,22 +175,14 @@ def test_fine_tuned_weights_are_not_lost_silently(run, bert_directory: Path, tmp
         run(to_huggingface, tmp_path / "ours.bin", tmp_path / "back.bin")
 
 
-def test_as_commands(bert_directory: Path, tmp_path: Path) -> None:
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-
-    def command(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
-        script = str(ROOT / "scripts" / f"convert_bert_from_{name}.py")
-        return subprocess.run(
-            [sys.executable, script, *arguments], capture_output=True, text=True, cwd=ROOT, env=environment
-        )
-
-    files = (
-        "--input_model_path",
-        str(bert_directory),
-        f"--output_model_path={tmp_path / 'ours.safetensors'}",
+def test_as_commands(run_script, bert_directory: Path, tmp_path: Path) -> None:
+    output = tmp_path / "ours.safetensors"
+    done = run_script(
+        "convert_bert_from_huggingface_to_tencentpretrain", bert_directory, output, "--type=mlm"
     )
-    done = command("huggingface_to_tencentpretrain", *files, "--type", "mlm")
-    assert done.returncode == 0, done.stderr
-    assert not any(name.startswith("target.sp") for name in read_state_dict(tmp_path / "ours.safetensors"))
-    wrong = command("tencentpretrain_to_huggingface", "--input_model_path", str(tmp_path / "nothing.bin"))
-    assert wrong.returncode == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr
+    assert done.code == 0, done.stderr
+    assert not any(name.startswith("target.sp") for name in read_state_dict(output))
+    wrong = run_script(
+        "convert_bert_from_tencentpretrain_to_huggingface", tmp_path / "nothing.bin", tmp_path / "x"
+    )
+    assert wrong.code == 2 and "no such file" in wrong.stderr and "Traceback" not in wrong.stderr

@@ -30,6 +30,7 @@ LLAMA_LIKE: dict[str, Any] = {
     "layernorm_positioning": "pre", "feed_forward": "gated", "hidden_act": "silu",
     "remove_embedding_layernorm": True, "remove_transformer_bias": True, "rotary_position_embedding": True,
 }  # fmt: skip
+SIZES_OF_THEIRS = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
 
 
 @pytest.fixture
@@ -45,6 +46,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
 
 def ours(path: Path, **values: Any) -> Path:
     config = ModelConfig(**values)
+    path.parent.mkdir(exist_ok=True)
     save_weights(build_model(config, 30).state_dict(), path)
     write_description(path, config, None, vocab_size=30)
     return path
@@ -167,6 +169,79 @@ def test_models_that_differ_are_an_error(run, tmp_path: Path, capsys: pytest.Cap
     with pytest.raises(SystemExit) as caught:
         verify(tmp_path / "ours.bin", tmp_path / "theirs")
     assert caught.value.code == 1 and "differ by more than 1e-04" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        # Its forward takes token types, which it reads as words.
+        ("GPT2LMHeadModel", {"n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 20}),
+        # Mixes padding in.
+        ("FNetForPreTraining", {"hidden_size": 8, "num_hidden_layers": 1, "intermediate_size": 8}),
+        # A head of theirs alone, whose forward wants texts in groups.
+        ("BertForMultipleChoice", {**SIZES_OF_THEIRS, "num_attention_heads": 2}),
+    ],
+)
+def test_verify_is_of_the_same_input(run, tmp_path: Path, kind: str, sizes: dict[str, Any]) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)
+    config = model.config_class(vocab_size=40, bos_token_id=1, eos_token_id=1, **sizes)
+    randomised = model(config)
+    for parameter in randomised.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    randomised.save_pretrained(tmp_path / "theirs")
+    printed = run("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--verify")
+    assert "hidden states: largest difference" in printed
+
+
+@pytest.mark.parametrize("kept", ["notes.txt", "pytorch_model.bin", "ours.bin"])
+def test_nothing_but_its_own_work_is_replaced(run, tmp_path: Path, kept: str) -> None:
+    source = ours(tmp_path / "models" / "ours.bin", **BERT_LIKE)
+    target = tmp_path / "theirs"
+    run("huggingface", source, target)
+    run("huggingface", source, target)  # its own work is
+    (target / kept).write_text("mine")
+    with pytest.raises(ConfigError, match=rf"theirs is a directory that holds '{kept}'.*not overwritten"):
+        run("huggingface", source, target)
+    with pytest.raises(ConfigError, match=r"models is a directory that holds 'ours\.bin'"):
+        run("huggingface", source, tmp_path / "models")
+    assert (target / kept).read_text() == "mine" and source.is_file()
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        # GPT-2 with a bias too many.
+        (
+            {
+                **SIZES, "target": ("lm",), "mask": "causal", "layernorm_positioning": "pre",
+                "embedding": ("word", "pos"), "remove_embedding_layernorm": True, "has_lmtarget_bias": True,
+            },
+            "not a gpt2 model.*: 1 of .* such as target.lm.output_layer.bias",
+        ),
+        # Nothing of theirs, whatever it lacks.
+        ({**SIZES, "embedding": ("word",), "encoder": "bilstm", "target": ("cls",)}, "have no place"),
+    ],
+)  # fmt: skip
+def test_what_keeps_from_the_nearest_family(run, tmp_path: Path, values: dict[str, Any], said: str) -> None:
+    config = ModelConfig(**values)
+    save_weights(build_model(config, 30, 2).state_dict(), tmp_path / "ours.bin")
+    write_description(tmp_path / "ours.bin", config, None, vocab_size=30, labels_num=2)
+    with pytest.raises(WeightsError, match=said):
+        run("huggingface", tmp_path / "ours.bin", tmp_path / "theirs")
+
+
+def test_messages_name_the_path(run, tmp_path: Path) -> None:
+    tiny_bert().save_pretrained(tmp_path / "theirs")
+    with pytest.raises(ConfigError, match=r"models is a directory; name a file, as .*models/model\.bin"):
+        (tmp_path / "models").mkdir()
+        run("tencentpretrain", tmp_path / "theirs", tmp_path / "models")
+    config = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))
+    (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
+    with pytest.raises(ConfigError, match=r"theirs: `heads_num` must divide"):
+        run("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
 
 
 def test_verify_without_transformers_or_a_directory(run, tmp_path: Path, monkeypatch) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from tencentpretrain.conversion.maps.original import ORIGINAL_ALBERT, ORIGINAL_B
 from tencentpretrain.conversion.tensorflow import read_checkpoint, write_checkpoint
 from tencentpretrain.errors import ConfigError, WeightsError
 
-ROOT = Path(__file__).parents[2]
 V, D, F, P, E = len(VOCABULARY), 24, 40, 20, 12  # vocabulary, hidden, inner, positions, embedding
 HEAD = {
     "cls/predictions/output_bias": (V,), "cls/seq_relationship/output_weights": (2, D),
@@ -129,15 +127,8 @@ def test_kernels_are_transposed() -> None:
     assert torch.equal(found["cls/seq_relationship/output_weights"], model.cls.seq_relationship.weight)
 
 
-def program(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)], cwd=ROOT, capture_output=True,
-        text=True,
-    )  # fmt: skip
-
-
 @pytest.mark.parametrize("name", FAMILIES)
-def test_both_programs(name: str, tmp_path: Path) -> None:
+def test_both_programs(run_script: Any, name: str, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow", reason="reads and writes checkpoints with tensorflow")
     family, huggingface, _ = FAMILIES[name]
     model = reference(name)
@@ -147,11 +138,8 @@ def test_both_programs(name: str, tmp_path: Path) -> None:
     (tmp_path / f"{name}_config.json").write_text(json.dumps(values), encoding="utf-8")
     (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY) + "\n", encoding="utf-8")
     output = tmp_path / "ours.bin"
-    done = program(
-        f"convert_{name}_from_original_tf_to_tencentpretrain.py",
-        "--input_model_path", tmp_path / "model.ckpt", "--output_model_path", output,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_script(f"convert_{name}_from_original_tf_to_tencentpretrain", tmp_path / "model.ckpt", output)
+    assert done.code == 0, done.stderr
     ours = build_model(load_config(f"{output}.json"), V)
     assert load_weights(ours, output).missing == []
     tokens = torch.randint(V, (2, 7))
@@ -159,11 +147,8 @@ def test_both_programs(name: str, tmp_path: Path) -> None:
     with torch.no_grad():
         hidden, theirs = ours.eval().encode(batch), model(tokens, output_hidden_states=True).hidden_states[-1]
     torch.testing.assert_close(hidden, theirs, rtol=1e-5, atol=1e-5)
-    done = program(
-        f"convert_{name}_from_tencentpretrain_to_original_tf.py",
-        "--input_model_path", output, "--output_model_path", tmp_path / "back.ckpt",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    done = run_script(f"convert_{name}_from_tencentpretrain_to_original_tf", output, tmp_path / "back.ckpt")
+    assert done.code == 0, done.stderr
     back = read_checkpoint(tmp_path / "back.ckpt")
     assert back.keys() == source.keys()
     assert all(torch.equal(back[variable], tensor) for variable, tensor in source.items())
@@ -195,14 +180,12 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
         list(read_checkpoint(tmp_path / "cut.ckpt").values())
 
 
-def test_an_untied_vocabulary_layer_is_refused(tmp_path: Path) -> None:
+def test_an_untied_vocabulary_layer_is_refused(run_script: Any, tmp_path: Path) -> None:
     config = ModelConfig(
         embedding=("word", "pos", "seg"), target=("mlm", "sp"), hidden_size=D, emb_size=D, feedforward_size=F,
         heads_num=4, layers_num=1, max_seq_length=P,
     )  # fmt: skip
     torch.save(build_model(config, V).state_dict(), tmp_path / "untied.bin")
-    done = program(
-        "convert_bert_from_tencentpretrain_to_original_tf.py",
-        "--input_model_path", tmp_path / "untied.bin", "--output_model_path", tmp_path / "x.ckpt",
-    )  # fmt: skip
-    assert done.returncode == 2 and "vocabulary layer is not its word embedding" in done.stderr
+    script = "convert_bert_from_tencentpretrain_to_original_tf"
+    done = run_script(script, tmp_path / "untied.bin", tmp_path / "x.ckpt")
+    assert done.code == 2 and "vocabulary layer is not its word embedding" in done.stderr

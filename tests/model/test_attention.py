@@ -371,3 +371,18 @@ def test_decoders_of_models_with_residual_attention_pass_no_scores_on() -> None:
     batch: Batch = {}
     inputs = states(5, seed=2), states(), batch
     assert torch.equal(residual(*inputs), plain(*inputs))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("residual", [False, True])
+def test_padding_of_packed_rows_has_finite_gradients(mask: str, residual: bool) -> None:
+    """Also where attention is written out, as it is with dropout on the CPU."""
+    torch.manual_seed(0)
+    config = ModelConfig(**SMALL | {"dropout": 0.1}, mask=mask, has_residual_attention=residual)
+    encoder = TransformerEncoder(config).train()
+    documents = torch.tensor([[1, 1, 2, 2, 0, 0, 0], [1, 1, 1, 2, 2, 2, 2]])
+    hidden = torch.randn(ROWS, LENGTH, HIDDEN, requires_grad=True)
+    states = encoder(hidden, {"segment_ids": (documents > 0).long(), "document_ids": documents})
+    states[documents > 0].sum().backward()
+    assert hidden.grad is not None and hidden.grad.isfinite().all()
+    assert not hidden.grad[documents == 0].any()

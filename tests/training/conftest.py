@@ -29,7 +29,6 @@ MODEL = {
 def as_in_a_new_process() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    torch.set_flush_denormal(False)  # an engine of an earlier test may have set it
     yield
     torch.set_num_threads(before)
 

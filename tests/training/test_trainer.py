@@ -347,6 +347,8 @@ def test_the_dataset_brings_its_tokenizer_and_options(run: Run, tmp_path: Path, 
         run("other.bin", vocab_path=other)
     with pytest.raises(DataError, match="made with another tokenizer"):
         run("other.bin", tokenizer="char")
+    with pytest.raises(DataError, match=r"than the one given \(--do_lower_case False\)"):
+        run("other.bin", do_lower_case="false")
     assert not list(tmp_path.glob("other.bin*"))
 
 

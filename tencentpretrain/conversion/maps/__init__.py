@@ -54,8 +54,3 @@ def families_of(names: Iterable[str], model_type: str | None = None) -> list[Fam
     known = [family for family in FAMILIES if model_type is None or model_type in family.known_as]
     fitting = [family for family in known if names and not family.strangers(names)]
     return fitting or ([] if model_type is None else known)
-
-
-def family_of(names: Iterable[str]) -> Family | None:
-    """The first family in which every one of their parameter names has a place; None: there is none."""
-    return next(iter(families_of(names)), None)

@@ -46,8 +46,34 @@ def heads(name: str, pooler: str, classifier: str) -> tuple[Head, ...]:
     )
 
 
-_LAYER = "bert.encoder.layer.{}"
-_OURS = "encoder.transformer.{}"
+def layers(name: str) -> tuple[Rule, ...]:
+    """The transformer layers of BERT and RoBERTa."""
+    theirs, ours = f"{name}.encoder.layer.{{}}", "encoder.transformer.{}"
+    return (
+        *linear(f"{theirs}.attention.self.query", f"{ours}.self_attn.linear_layers.0"),
+        *linear(f"{theirs}.attention.self.key", f"{ours}.self_attn.linear_layers.1"),
+        *linear(f"{theirs}.attention.self.value", f"{ours}.self_attn.linear_layers.2"),
+        *linear(f"{theirs}.attention.output.dense", f"{ours}.self_attn.final_linear"),
+        *norm(f"{theirs}.attention.output.LayerNorm", f"{ours}.layer_norm_1"),
+        *linear(f"{theirs}.intermediate.dense", f"{ours}.feed_forward.linear_1"),
+        *linear(f"{theirs}.output.dense", f"{ours}.feed_forward.linear_2"),
+        *norm(f"{theirs}.output.LayerNorm", f"{ours}.layer_norm_2"),
+    )
+
+
+# Of the same two, beside the activation.
+SIZES = (
+    Setting(("hidden_size", "emb_size"), "hidden_size", 768),
+    Setting("layers_num", "num_hidden_layers", 12),
+    Setting("heads_num", "num_attention_heads", 12),
+    Setting("feedforward_size", "intermediate_size", 3072),
+    Setting("max_seq_length", "max_position_embeddings", 512),
+    Setting("dropout", "hidden_dropout_prob", 0.1),
+    Setting("dropout", "attention_probs_dropout_prob", 0.1),
+    Setting("layernorm_eps", "layer_norm_eps", 1e-12),
+    Setting("tie_weights", "tie_word_embeddings", True),
+)
+SPELLINGS = ((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias"))
 
 BERT = Family(
     name="bert",
@@ -62,14 +88,7 @@ BERT = Family(
             (PadRows(front=1),),
         ),
         *norm("bert.embeddings.LayerNorm", "embedding.layer_norm"),
-        *linear(f"{_LAYER}.attention.self.query", f"{_OURS}.self_attn.linear_layers.0"),
-        *linear(f"{_LAYER}.attention.self.key", f"{_OURS}.self_attn.linear_layers.1"),
-        *linear(f"{_LAYER}.attention.self.value", f"{_OURS}.self_attn.linear_layers.2"),
-        *linear(f"{_LAYER}.attention.output.dense", f"{_OURS}.self_attn.final_linear"),
-        *norm(f"{_LAYER}.attention.output.LayerNorm", f"{_OURS}.layer_norm_1"),
-        *linear(f"{_LAYER}.intermediate.dense", f"{_OURS}.feed_forward.linear_1"),
-        *linear(f"{_LAYER}.output.dense", f"{_OURS}.feed_forward.linear_2"),
-        *norm(f"{_LAYER}.output.LayerNorm", f"{_OURS}.layer_norm_2"),
+        *layers("bert"),
         *linear("cls.predictions.transform.dense", "target.mlm.linear_1", part="mlm"),
         *norm("cls.predictions.transform.LayerNorm", "target.mlm.layer_norm", part="mlm"),
         *linear("cls.predictions.decoder", "target.mlm.linear_2", part="mlm"),
@@ -80,23 +99,12 @@ BERT = Family(
         Shared("cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
         Shared("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
-    spellings=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    spellings=SPELLINGS,
     ignored=(
         r"bert\.embeddings\.(position|token_type)_ids",
         r"(classifier|qa_outputs)\.(weight|bias)",
     ),
-    settings=(
-        Setting(("hidden_size", "emb_size"), "hidden_size", 768),
-        Setting("layers_num", "num_hidden_layers", 12),
-        Setting("heads_num", "num_attention_heads", 12),
-        Setting("feedforward_size", "intermediate_size", 3072),
-        Setting("hidden_act", "hidden_act", "gelu", ACTIVATIONS),
-        Setting("max_seq_length", "max_position_embeddings", 512),
-        Setting("dropout", "hidden_dropout_prob", 0.1),
-        Setting("dropout", "attention_probs_dropout_prob", 0.1),
-        Setting("layernorm_eps", "layer_norm_eps", 1e-12),
-        Setting("tie_weights", "tie_word_embeddings", True),
-    ),
+    settings=(*SIZES, Setting("hidden_act", "hidden_act", "gelu", ACTIVATIONS)),
     fixed_ours={"embedding": ("word", "pos", "seg")},
     fixed_theirs={
         "type_vocab_size": 2,

@@ -37,10 +37,7 @@ def _rope_scaling(theirs: Values) -> dict[str, Any]:
     if kind == "default":
         return {}
     scaling.pop("finetuned", None)  # a note of the authors of YaRN, which nothing reads
-    if kind in (
-        "linear",
-        "dynamic",
-    ):  # the latter counts from `max_position_embeddings`, whatever is said here
+    if kind in ("linear", "dynamic"):  # the latter counts from `max_position_embeddings` in any case
         scaling.pop("original_max_position_embeddings", None)
     elif longest is not None:
         trained = theirs.get("original_max_position_embeddings")

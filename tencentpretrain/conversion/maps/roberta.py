@@ -5,11 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
-from tencentpretrain.conversion.maps.bert import heads, linear, norm
+from tencentpretrain.conversion.maps.bert import SIZES, SPELLINGS, heads, layers, linear, norm
 from tencentpretrain.conversion.steps import OneSegment, RollRows
-
-_LAYER = "roberta.encoder.layer.{}"
-_OURS = "encoder.transformer.{}"
 
 ROBERTA = Family(
     name="roberta",
@@ -26,14 +23,7 @@ ROBERTA = Family(
             (OneSegment(),),
         ),
         *norm("roberta.embeddings.LayerNorm", "embedding.layer_norm"),
-        *linear(f"{_LAYER}.attention.self.query", f"{_OURS}.self_attn.linear_layers.0"),
-        *linear(f"{_LAYER}.attention.self.key", f"{_OURS}.self_attn.linear_layers.1"),
-        *linear(f"{_LAYER}.attention.self.value", f"{_OURS}.self_attn.linear_layers.2"),
-        *linear(f"{_LAYER}.attention.output.dense", f"{_OURS}.self_attn.final_linear"),
-        *norm(f"{_LAYER}.attention.output.LayerNorm", f"{_OURS}.layer_norm_1"),
-        *linear(f"{_LAYER}.intermediate.dense", f"{_OURS}.feed_forward.linear_1"),
-        *linear(f"{_LAYER}.output.dense", f"{_OURS}.feed_forward.linear_2"),
-        *norm(f"{_LAYER}.output.LayerNorm", f"{_OURS}.layer_norm_2"),
+        *layers("roberta"),
         *linear("lm_head.dense", "target.mlm.linear_1", part="mlm"),
         *norm("lm_head.layer_norm", "target.mlm.layer_norm", part="mlm"),
         *linear("lm_head.decoder", "target.mlm.linear_2", part="mlm"),
@@ -42,24 +32,14 @@ ROBERTA = Family(
         Shared("lm_head.decoder.weight", "roberta.embeddings.word_embeddings.weight"),
         Shared("lm_head.decoder.bias", "lm_head.bias"),
     ),
-    spellings=((r"LayerNorm\.gamma$", "LayerNorm.weight"), (r"LayerNorm\.beta$", "LayerNorm.bias")),
+    spellings=SPELLINGS,
     ignored=(
         r"roberta\.embeddings\.(position|token_type)_ids",
         r"roberta\.pooler\.dense\.(weight|bias)",  # not trained: there is no sentence prediction
         r"(classifier(\.dense|\.out_proj)?|qa_outputs)\.(weight|bias)",
     ),
-    settings=(
-        Setting(("hidden_size", "emb_size"), "hidden_size", 768),
-        Setting("layers_num", "num_hidden_layers", 12),
-        Setting("heads_num", "num_attention_heads", 12),
-        Setting("feedforward_size", "intermediate_size", 3072),
-        Setting("hidden_act", "hidden_act", "gelu", {"gelu": "gelu"}),  # that of their mlm head, always
-        Setting("max_seq_length", "max_position_embeddings", 512),
-        Setting("dropout", "hidden_dropout_prob", 0.1),
-        Setting("dropout", "attention_probs_dropout_prob", 0.1),
-        Setting("layernorm_eps", "layer_norm_eps", 1e-12),
-        Setting("tie_weights", "tie_word_embeddings", True),
-    ),
+    # Their mlm head always has this one.
+    settings=(*SIZES, Setting("hidden_act", "hidden_act", "gelu", {"gelu": "gelu"})),
     fixed_ours={"embedding": ("word", "pos", "seg")},
     fixed_theirs={
         "pad_token_id": 1,  # positions are counted from it

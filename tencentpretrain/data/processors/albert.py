@@ -35,7 +35,7 @@ class AlbertProcessor(BertProcessor):
         """Every document will do."""
 
     def _make_masking(self) -> Masking:
-        return Masking(self.config, self.tokenizer, lengths=NGRAMS)
+        return Masking(self.config, self.tokenizer, lengths=NGRAMS, marked=self.store.marks_words)
 
     def _draft(self, first: Ints, epochs: Ints, sentence_ends: Callable[[Ints], Ints]) -> Draft:
         draft = super()._draft(first, epochs, sentence_ends)

@@ -11,6 +11,7 @@ from tencentpretrain.data.processors.base import MASK, ROW, Arrays, Processor
 from tencentpretrain.data.processors.chunks import ChunkRows, Chunks
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, framed, seq2seq_rows
 from tencentpretrain.data.random import Bools, Ints, UInts, below, bits, uniform
+from tencentpretrain.data.store import unmarked
 from tencentpretrain.registry import PROCESSORS
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ class BartProcessor(Processor):
     readable = ("sentences", "documents")
     provides = FIELDS
     roles = ("cls", "sep", "mask")
+    masks_words = True
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
-        self._chunks = Chunks(store, config.seq_length - 2)
-        self._masking = Masking(config, tokenizer, BUDGET, POISSON[1:])
+        self._chunks = Chunks(self.store, config.seq_length - 2)
+        self._masking = Masking(config, tokenizer, BUDGET, POISSON[1:], self.store.marks_words)
         self._frame = tokenizer.require("cls"), tokenizer.require("sep")
         self._mask_id = tokenizer.require("mask")
         # Spans of no token, to each other one.
@@ -54,7 +56,7 @@ class BartProcessor(Processor):
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         chunk, width = self._chunks.rows(keys), self.config.seq_length
         lengths = chunk.used.sum(axis=1)
-        target = framed(chunk.tokens, lengths, width, *self._frame)
+        target = framed(unmarked(chunk.tokens), lengths, width, *self._frame)
         shuffled = _permuted(chunk, self.streams(keys, epochs, ROW))
         source, used = framed(shuffled, lengths, width, *self._frame)
         return seq2seq_rows(
@@ -63,7 +65,7 @@ class BartProcessor(Processor):
 
     def _infilled(self, rows: Ints, used: Bools, streams: UInts) -> tuple[Ints, Bools]:
         hidden, begins = self._masking.choose(np.where(used, rows, self.pad_id), streams)
-        seen = np.where(begins, self._mask_id, rows)
+        seen = np.where(begins, self._mask_id, unmarked(rows))
         # Before each column there is room for one more [MASK].
         added = np.zeros(rows.shape, bool)
         row, column = np.nonzero(begins)

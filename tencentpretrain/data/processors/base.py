@@ -53,6 +53,7 @@ class Processor:
     two_vocabularies: ClassVar[bool] = False  # whether its two texts may have a tokenizer each
     roles: ClassVar[tuple[str, ...]] = ()  # the special tokens it puts into rows
     shortest: ClassVar[int] = 4  # the least seq_length
+    masks_words: ClassVar[bool] = False  # whether it hides tokens, with whole_word_masking whole words
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         if store.documents_num == 0:
@@ -69,7 +70,8 @@ class Processor:
         # do.
         special = min(tokenizer.special_ids, default=0)
         self.pad_id: int = special if tokenizer.pad_id is None else tokenizer.pad_id
-        self.store = store
+        marked = self.masks_words and config.whole_word_masking and store.has_words
+        self.store = store.marking_words() if marked else store
         self.config = config
         self.tokenizer = tokenizer
 

@@ -53,6 +53,7 @@ class BertProcessor(Processor):
     readable = ("sentences", "documents")  # of a store of documents every sentence is alone; see below
     provides = ("input_ids", "segment_ids", "mlm_labels", "sp_labels")
     roles = ("cls", "sep", "mask")
+    masks_words = True
     shortest = 5
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
@@ -62,7 +63,7 @@ class BertProcessor(Processor):
         self._room = config.seq_length - 3  # [CLS] a [SEP] b [SEP]
 
     def _make_masking(self) -> Masking:
-        return Masking(self.config, self.tokenizer)
+        return Masking(self.config, self.tokenizer, marked=self.store.marks_words)
 
     def _check(self, store: TokenStore) -> None:
         if store.sentences_num == store.documents_num:

@@ -27,7 +27,7 @@ class PieceProcessor(Processor):
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
         self._cls, self._sep = tokenizer.require("cls"), tokenizer.require("sep")
-        self._stream = Stream(store, after=self._sep if config.full_sentences else None)
+        self._stream = Stream(self.store, after=self._sep if config.full_sentences else None)
         self._room = config.seq_length - 2
 
     def plan(self, epoch: int) -> Ints:
@@ -70,10 +70,11 @@ class MlmProcessor(PieceProcessor):
     name = "mlm"
     provides = ("input_ids", "segment_ids", "mlm_labels")
     roles = ("cls", "sep", "mask")
+    masks_words = True
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
-        self._masking = Masking(config, tokenizer)
+        self._masking = Masking(config, tokenizer, marked=self.store.marks_words)
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         rows, lengths = self.pieces(keys)

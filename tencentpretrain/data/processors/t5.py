@@ -10,6 +10,7 @@ from tencentpretrain.data.processors.base import MASK, Arrays
 from tencentpretrain.data.processors.mlm import PieceProcessor
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, seq2seq_rows
 from tencentpretrain.data.random import Bools, Ints, UInts, below, bits
+from tencentpretrain.data.store import unmarked
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import PROCESSORS
 
@@ -35,11 +36,12 @@ class T5Processor(PieceProcessor):
     name = "t5"
     provides = FIELDS
     roles = ("cls", "sep")
+    masks_words = True
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
         self._sentinels = np.array(tokenizer.sentinel_ids, np.int64)
-        self._masking = Masking(config, tokenizer)
+        self._masking = Masking(config, tokenizer, marked=self.store.marks_words)
         self._chosen_as_for_mlm = config.span_masking or config.whole_word_masking
 
     @classmethod
@@ -54,6 +56,7 @@ class T5Processor(PieceProcessor):
         streams = self.streams(keys, epochs, MASK)
         if self._chosen_as_for_mlm:
             hidden, begins = self._masking.choose(rows, streams)
+            rows = unmarked(rows)
         else:
             ordinary = self._masking.is_ordinary[rows]
             counts = ordinary.sum(axis=1)

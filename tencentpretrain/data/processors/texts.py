@@ -64,10 +64,11 @@ class ClsMlmProcessor(ClsProcessor):
     name = "cls_mlm"
     provides = (*ClsProcessor.provides, "mlm_labels")
     roles = ("cls", "sep", "mask")
+    masks_words = True
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
-        self._masking = Masking(config, tokenizer)
+        self._masking = Masking(config, tokenizer, marked=self.store.marks_words)
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         arrays = super().build(keys, epochs)
