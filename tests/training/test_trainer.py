@@ -21,7 +21,6 @@ from tencentpretrain.layers.transformer import TransformerLayer
 from tencentpretrain.model import length_problems
 from tencentpretrain.registry import TARGETS
 from tencentpretrain.targets.output import Part
-from tencentpretrain.training.engines import SingleEngine
 from tencentpretrain.training.pretraining import deep_init
 from tencentpretrain.training.trainer import Trainer
 
@@ -429,9 +428,3 @@ def test_a_target_without_labels(run: Run, tmp_path: Path, workplace: Path) -> N
             assert one[key] == pytest.approx(other[key], rel=1e-4)
         if "loss" in one:
             assert one["loss"] == pytest.approx(one["loss_mlm"] + 0.5 * one["loss_length"], rel=1e-9)
-
-
-def test_all_ranks_stop_when_one_is_asked_to(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SingleEngine, "agree", lambda engine, value: int(signal.SIGTERM))
-    with pytest.raises(Terminated):
-        run()
