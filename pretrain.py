@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from tencentpretrain.errors import run_program
+from tencentpretrain.training.engines.processes import Place, run_processes
 from tencentpretrain.training.pretraining import dry_run, make_trainer, read_settings
 from tencentpretrain.training.report import start_logging
 
 
 def main() -> None:
     settings = read_settings()
-    if settings.pretrain.dry_run:
-        print(dry_run(settings))
+    pretrain, place = settings.pretrain, settings.place
+    if pretrain.dry_run:
+        if place.rank == 0:
+            print(dry_run(settings))
         return
-    start_logging(settings.run)
+    if place.world_size > 1 and Place.here() is None:
+        run_processes(main, place.world_size, pretrain.local_ranks, pretrain.master_ip)
+        return
+    start_logging(settings.run, place.rank)
     trainer = make_trainer(settings)
     try:
         trainer.train()

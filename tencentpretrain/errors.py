@@ -37,6 +37,14 @@ class DataError(UserError):
     """A corpus, a dataset or a token store cannot be used."""
 
 
+class SharedError(UserError):
+    """A UserError that came upon every process of a group, of which another one tells it."""
+
+
+class GroupLostError(Exception):
+    """Another process of the group has ended, so that this one cannot go on."""
+
+
 class Terminated(Exception):  # noqa: N818  an event, like KeyboardInterrupt
     """SIGTERM arrived; raised where the program can still save its work."""
 
@@ -57,7 +65,10 @@ def weights_of(path: Path) -> Iterator[None]:
 
 
 def run_program(main: Callable[[], None]) -> None:
-    """Run a program's `main` and exit: 0 done, 2 wrong input, 1 our failure, 130 Ctrl-C, 143 SIGTERM."""
+    """Run a program's `main` and exit: 0 done, 2 wrong input, 1 our failure, 130 Ctrl-C, 143 SIGTERM.
+
+    Of several processes the first one tells what all of them know.
+    """
 
     def terminate(signum: int, frame: FrameType | None) -> None:
         raise Terminated
@@ -66,8 +77,12 @@ def run_program(main: Callable[[], None]) -> None:
     try:
         main()
         sys.stdout.flush()
+    except SharedError:
+        sys.exit(2)
     except UserError as error:
         code, message = 2, str(error)
+    except GroupLostError as error:
+        code, message = 1, str(error)
     except BrokenPipeError:
         # Who read our output has enough (`… --help | head`); Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -84,5 +99,6 @@ def run_program(main: Callable[[], None]) -> None:
         code, message = 143, "terminated"
     else:
         return
-    print(f"error: {message}" if code == 2 else message, file=sys.stderr, flush=True)
+    if code <= 2 or os.environ.get("RANK", "0") == "0":
+        print(f"error: {message}" if code <= 2 else message, file=sys.stderr, flush=True)
     sys.exit(code)

@@ -27,7 +27,11 @@ class RunConfig:
     batch_size: int = option(32, "Examples in a batch (one forward pass).", minimum=1)
     precision: str = PRECISION()
     compile: bool = option(False, "Compile the model with torch.compile.")
-    engine: str = option("auto", "How the model is parallelised.", choices=("auto", "single"))
+    engine: str = option(
+        "auto",
+        "How the model is parallelised; auto: ddp where there are several processes.",
+        choices=("auto", "single", "ddp"),
+    )
     report_steps: int = option(100, "Steps between two reports.", minimum=1)
     log_dir: str | None = option(
         None, "Directory of metrics.jsonl, TensorBoard events and curves.png; default: beside the output."
@@ -73,23 +77,41 @@ class PretrainConfig:
     )
     dry_run: bool = option(False, "Print what would be trained and its cost, touch nothing.")
     world_size: int = option(
-        1, "Processes; more than one is refused, this version trains on one device.", minimum=1
+        1, "Processes, of all machines; those of this one are started. Not needed with torchrun.", minimum=1
     )
     gpu_ranks: tuple[int, ...] = option(
-        (), "Ranks of the processes; with one process its GPU is chosen by CUDA."
+        (), "Ranks of this machine's processes (default: all); with one process, its GPU.", minimum=0
+    )
+    master_ip: str | None = option(
+        None, "Where the processes of several machines meet, tcp://host:port of the one with rank 0."
+    )
+    backend: str | None = option(
+        None, "Of torch.distributed; default: nccl on GPUs, gloo on CPUs.", choices=("nccl", "gloo")
     )
 
     obsolete: ClassVar[dict[str, str]] = {
         "instances_buffer_size": "shuffling is global and needs no buffer.",
-        "master_ip": "there is one process.",
-        "backend": "there is one process.",
     }
 
     def __post_init__(self) -> None:
-        if self.world_size > 1:
+        ranks, number = self.local_ranks, self.world_size
+        if number == 1:
+            return
+        if len(set(ranks)) < len(ranks) or not all(rank < number for rank in ranks):
             raise ConfigError(
-                f"`world_size` is {self.world_size}, but this version trains on one device; leave it out."
+                f"--gpu_ranks {' '.join(map(str, ranks))}: expected different numbers, each below "
+                f"--world_size {number}."
             )
+        if len(ranks) < number and self.master_ip is None:
+            raise ConfigError(
+                f"--gpu_ranks names {len(ranks)} of {number} processes; if the others run on other machines, "
+                "give all of them --master_ip tcp://host:port."
+            )
+
+    @property
+    def local_ranks(self) -> tuple[int, ...]:
+        """Ranks of the processes of this machine."""
+        return self.gpu_ranks or tuple(range(self.world_size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,7 +30,7 @@ from tencentpretrain.tasks.finetuning import predict
 from tencentpretrain.tasks.start import Start, check_paths, start_from
 from tencentpretrain.tokenizers import Tokenizer
 from tencentpretrain.tokenizers.vocabulary import read_lines
-from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.engines import SingleEngine
 from tencentpretrain.training.report import start_logging
 from tencentpretrain.weights import load_weights
 

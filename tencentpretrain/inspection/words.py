@@ -28,7 +28,7 @@ from tencentpretrain.tasks.examples import Examples, Rows
 from tencentpretrain.tasks.start import check_writable
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from tencentpretrain.tokenizers.vocabulary import parse_line, read_lines, read_vocabulary
-from tencentpretrain.training.engine import choose_device
+from tencentpretrain.training.engines import choose_device
 from tencentpretrain.training.report import start_logging
 from tencentpretrain.weights import read_state_dict
 

@@ -23,7 +23,7 @@ from tencentpretrain.errors import Terminated
 from tencentpretrain.tasks.adversarial import add_adversarial_gradients
 from tencentpretrain.tasks.base import Collected, Configs, Score, Task, TaskModel, TaskOutput
 from tencentpretrain.tasks.examples import Examples, evaluation_batches, training_batches
-from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.engines import SingleEngine
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
 from tencentpretrain.training.sums import Sums, check_finite, mean_norm, means

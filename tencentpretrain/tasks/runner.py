@@ -22,7 +22,7 @@ from tencentpretrain.registry import TASKS
 from tencentpretrain.tasks.base import Task
 from tencentpretrain.tasks.finetuning import Finetuning, evaluate, named, predict
 from tencentpretrain.tasks.start import check_model, check_paths, start_from
-from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.engines import Place, SingleEngine, choose_engine
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.report import Report, start_logging
 from tencentpretrain.weights import read_state_dict
@@ -54,6 +54,10 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     output = check_paths(
         config, "output_model_path", ("train_path", "dev_path", "test_path"), "pretrained_model_path"
     )
+    if choose_engine(run.engine, (Place.here() or Place()).world_size) != "single":
+        raise ConfigError(
+            "fine-tuning runs in one process; leave --engine out, and start it without torchrun."
+        )
     start_logging(run)
     engine = SingleEngine(run.precision, run.compile)
     tokenizer = start.tokenizer(configs[TokenizerConfig])

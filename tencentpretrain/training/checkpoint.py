@@ -133,11 +133,15 @@ class Checkpoints:
             self._saved = state
         return state
 
-    def load(self, state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights and the rest of a state, on the CPU."""
+    def load(self, state: State, publish: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Weights and the rest of a state, on the CPU.
+
+        Args:
+            publish: give the weights their own name too, if a run was killed before it did.
+        """
         published = self._published(state.step)
-        if state.path.parent == self.directory and not published.exists():
-            self.publish(published)  # the run was killed between the two
+        if publish and state.path.parent == self.directory and not published.exists():
+            self.publish(published)
         weights = next(path for path in state.path.iterdir() if path.stem == "model")
         training = torch.load(state.path / "training.pt", map_location="cpu", weights_only=True)
         return dict(read_tensors(weights)), training

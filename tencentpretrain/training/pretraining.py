@@ -33,13 +33,13 @@ from tencentpretrain.data.mixture import MixtureProcessor, Source, open_sources
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.words import is_chinese
 from tencentpretrain.description import check_against_description, make_description, read_description
-from tencentpretrain.errors import ConfigError, DataError
+from tencentpretrain.errors import ConfigError, DataError, UserError
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import Model, build_model, check_provided, length_problems
 from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
 from tencentpretrain.training.checkpoint import Checkpoints, State
-from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.engines import DDPEngine, Engine, Place, SingleEngine, choose_engine
 from tencentpretrain.training.estimate import (
     Cost,
     measure_cost,
@@ -69,11 +69,17 @@ class Settings:
     sources: tuple[Source, ...]
     labels_num: int | None
     notes: list[str]
+    place: Place
 
     @property
     def store(self) -> TokenStore:
         """The first of the datasets; all have its tokenizer."""
         return self.sources[0].store
+
+    @property
+    def batch_size(self) -> int:
+        """Samples (rows, where they are packed) of one update, of all ranks."""
+        return self.run.batch_size * self.pretrain.accumulation_steps * self.place.world_size
 
     @property
     def configs(self) -> tuple[Any, ...]:
@@ -127,7 +133,21 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     if problems:
         raise ConfigError(problems)
     labels_num = _labels_num([source.store for source in sources], pretrain.labels_num)
-    return Settings(model, data, optimization, run, pretrain, sources, labels_num, options.notes)
+    place = _place(pretrain)
+    choose_engine(run.engine, place.world_size)
+    return Settings(model, data, optimization, run, pretrain, sources, labels_num, options.notes, place)
+
+
+def _place(pretrain: PretrainConfig) -> Place:
+    place = Place.here()
+    if place is None:  # the only process, or the one that will start those of this machine
+        return Place(world_size=pretrain.world_size)
+    if pretrain.world_size not in (1, place.world_size):
+        raise ConfigError(
+            f"--world_size is {pretrain.world_size}, but {place.world_size} processes were started; leave it "
+            "out."
+        )
+    return place
 
 
 def packing_problems(model: ModelConfig) -> list[str]:
@@ -227,9 +247,7 @@ def deep_init(model: Model) -> None:
         raise ConfigError("--deep_init scales the output layers of a transformer, but the model has none.")
 
 
-def make_loader(
-    settings: Settings, sources: Sequence[Source], engine: SingleEngine, workers_num: int
-) -> Loader:
+def make_loader(settings: Settings, sources: Sequence[Source], engine: Engine, workers_num: int) -> Loader:
     kind = PROCESSORS[settings.data.data_processor]
     processors = [kind(source.store, settings.data, source.store.tokenizer) for source in sources]
     weights = [source.weight for source in sources]
@@ -265,8 +283,11 @@ def validation_source(settings: Settings) -> list[Source]:
     return [Source(store, 1.0)]
 
 
-def make_engine(settings: Settings) -> SingleEngine:
-    return SingleEngine(settings.run.precision, settings.run.compile, settings.pretrain.gpu_ranks)
+def make_engine(settings: Settings) -> Engine:
+    run, pretrain = settings.run, settings.pretrain
+    if choose_engine(run.engine, settings.place.world_size) == "ddp":
+        return DDPEngine(settings.place, run.precision, run.compile, pretrain.backend)
+    return SingleEngine(run.precision, run.compile, pretrain.gpu_ranks)
 
 
 def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
@@ -275,14 +296,16 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
     changeable = as_json(settings.optimization) | {
         "total_steps": settings.pretrain.total_steps,
         "precision": precision,
+        "batch_size": settings.run.batch_size,
+        "accumulation_steps": settings.pretrain.accumulation_steps,
+        "world_size": settings.place.world_size,
     }
     del changeable["optimizer"]
     fixed = as_json(settings.model, settings.data) | {
         "dataset_path": f"contents {hashlib.blake2b(shards.encode(), digest_size=6).hexdigest()}",
         "dataset_weights": [source.weight for source in settings.sources],
         "labels_num": settings.labels_num,
-        "batch_size": settings.run.batch_size,
-        "accumulation_steps": settings.pretrain.accumulation_steps,
+        "batch_size · accumulation_steps · world_size": settings.batch_size,
         "optimizer": settings.optimization.optimizer,
     }
 
@@ -306,14 +329,29 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
 
 def make_trainer(settings: Settings) -> Trainer:
     """Everything that trains, in the state it goes on from; what refuses comes before what writes."""
-    pretrain, engine = settings.pretrain, make_engine(settings)
+    engine = make_engine(settings)
+    engine.start()
     if engine.rank > 0:
         log.setLevel(logging.ERROR)  # one rank tells what all do
     for line in [*settings.notes, *engine.decisions()]:
         log.info(line)
     checkpoints = make_checkpoints(settings, engine.precision)
-    if engine.rank == 0:
-        checkpoints.recover()
+    with engine.together():
+        if engine.rank == 0:
+            checkpoints.recover()
+    with engine.together():
+        trainer = _make_trainer(settings, engine, checkpoints)
+    with engine.together():
+        if engine.agree(trainer.step) > trainer.step:
+            raise UserError(
+                f"process {engine.rank} finds no training state that another one finds; --output_model_path "
+                f"{checkpoints.output} must be on a file system that all machines share."
+            )
+    return trainer
+
+
+def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) -> Trainer:
+    pretrain = settings.pretrain
     state = checkpoints.find(pretrain.resume)
     if state is not None and state.step > pretrain.total_steps:
         raise ConfigError(
@@ -344,7 +382,7 @@ def make_trainer(settings: Settings) -> Trainer:
     schedule = make_schedule(settings.optimization, pretrain.total_steps)
     trainer = Trainer(engine, loader, validation, schedule, checkpoints, report, plan)
     if state is not None:
-        trainer.restore(*checkpoints.load(state))
+        trainer.restore(*checkpoints.load(state, publish=engine.rank == 0))
     log.info(f"resume: {_resume_line(pretrain.resume, state)}")
     return trainer
 
@@ -373,7 +411,7 @@ def describe_model(settings: Settings, model: Model) -> str:
 def describe_data(settings: Settings, loader: Loader, validation: Loader | None) -> list[str]:
     samples, rows = loader.samples_num(), loader.rows_num()
     steps = settings.pretrain.total_steps
-    batch = settings.run.batch_size * settings.pretrain.accumulation_steps
+    batch = settings.batch_size
     lines = [
         f"data: {store.path}, {store.tokens_num:,} tokens in {store.documents_num:,} documents"
         for store, _ in settings.sources
@@ -401,20 +439,20 @@ def describe_data(settings: Settings, loader: Loader, validation: Loader | None)
     return lines
 
 
-def cost_of_first_batch(settings: Settings, engine: SingleEngine) -> tuple[Cost, LoadedBatch]:
+def cost_of_first_batch(settings: Settings, engine: Engine) -> tuple[Cost, LoadedBatch]:
     loader = make_loader(settings, settings.sources, engine, workers_num=0)
     with contextlib.closing(loader.batches()) as batches:
         loaded = next(batches)
     return measure_cost(lambda: fresh_model(settings), loaded.batch), loaded
 
 
-def flops_per_token(settings: Settings, engine: SingleEngine) -> float:
+def flops_per_token(settings: Settings, engine: Engine) -> float:
     cost, loaded = cost_of_first_batch(settings, engine)
     return cost.flops / tokens_num(loaded.batch)
 
 
 def dry_run(settings: Settings) -> str:
-    """What would be trained, and what it would cost; nothing is written."""
+    """What would be trained, and what it would cost; nothing is written, no other process is met."""
     pretrain, engine = settings.pretrain, make_engine(settings)
     with torch.device("meta"):
         model = fresh_model(settings)
@@ -426,13 +464,13 @@ def dry_run(settings: Settings) -> str:
     states = state_bytes(total, settings.optimization.optimizer)
     state = make_checkpoints(settings, engine.precision).find(pretrain.resume)
     options = as_json(*settings.configs).items()
+    batches = pretrain.accumulation_steps * settings.place.world_size
     lines = [
         *settings.notes, *engine.decisions(), f"model: {describe_model(settings, model)}", "modules:",
         *(f"  {name:24s} {parameters_num(module):>14,d}" for name, module in parts_of(model)),
         *describe_data(settings, loader, validation), f"resume: {_resume_line(pretrain.resume, state)}",
-        f"step: {pretrain.accumulation_steps} × {settings.run.batch_size} samples, about "
-        f"{loaded.tokens * pretrain.accumulation_steps:,} tokens without padding, "
-        f"{cost.flops * pretrain.accumulation_steps / 1e9:,.1f} GFLOP",
+        f"step: {batches} × {settings.run.batch_size} samples, about "
+        f"{loaded.tokens * batches:,} tokens without padding, {cost.flops * batches / 1e9:,.1f} GFLOP",
         f"memory: about {(states + cost.activations) / 1e9:.2f} GB: {states / 1e9:.2f} weights, gradients, "
         f"optimizer; {cost.activations / 1e9:.2f} activations of a batch in fp32",
         f"disk: {(states - 4 * total) / 1e9:.2f} GB a training state, {pretrain.keep_checkpoints} are kept",

@@ -35,13 +35,17 @@ class _TerminalHandler(logging.Handler):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def start_logging(run: RunConfig) -> None:
-    """Send the program's log to standard output and to `log_path`, each from its level on."""
+def start_logging(run: RunConfig, rank: int = 0) -> None:
+    """Send the program's log to standard output and to `log_path`, each from its level on.
+
+    Args:
+        rank: of this process; the first one alone writes to `log_path`.
+    """
     log.handlers.clear()
     log.propagate = False
     log.setLevel(logging.DEBUG)
     handlers: list[tuple[logging.Handler, str]] = [(_TerminalHandler(), run.log_level)]
-    if run.log_path:
+    if run.log_path and rank == 0:
         try:
             Path(run.log_path).parent.mkdir(parents=True, exist_ok=True)
             handlers.append((logging.FileHandler(run.log_path, encoding="utf-8"), run.log_file_level))

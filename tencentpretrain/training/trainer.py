@@ -19,7 +19,7 @@ from tencentpretrain.batch import labels_of
 from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, is_sequence
 from tencentpretrain.errors import Terminated
 from tencentpretrain.training.checkpoint import Checkpoints
-from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.sums import Sums, check_finite, mean_norm, means
 
@@ -77,7 +77,7 @@ class Trainer:
 
     def __init__(
         self,
-        engine: SingleEngine,
+        engine: Engine,
         loader: Loader,
         validation: Loader | None,
         learning_rate: Callable[[int], float],
@@ -99,7 +99,8 @@ class Trainer:
         self.engine.load_state(weights, training)
         self.step = self._saved_step = training["step"]
         self.tokens, self.position = training["tokens"], DataPosition(*training["position"])
-        self.sums = Sums(training["sums"])
+        if self.engine.rank == 0:  # they are those of all ranks
+            self.sums = Sums(training["sums"])
 
     def train(self) -> None:
         """Train to the last step.
@@ -127,10 +128,13 @@ class Trainer:
             if self.step < self.plan.total_steps:
                 self._save()
                 log.info(f"stopped after step {self.step}; the same command continues from there")
+                self.engine.close()
                 raise KeyboardInterrupt if stopped == signal.SIGINT else Terminated
-        if self.engine.rank == 0:
-            self.checkpoints.publish(self.checkpoints.output)
+        with self.engine.together():
+            if self.engine.rank == 0:
+                self.checkpoints.publish(self.checkpoints.output)
         log.info(f"done: the weights after step {self.step} are in {self.checkpoints.output}")
+        self.engine.close()
 
     def _update(self, batches: Iterator[LoadedBatch]) -> None:
         """One update of the weights.
@@ -142,18 +146,21 @@ class Trainer:
         start = time.monotonic()
         loaded = [next(batches) for _ in range(self.plan.accumulation_steps)]
         self._waited += time.monotonic() - start
-        counts = self.engine.reduce(
-            {name: sum(micro.counts[name] for micro in loaded) for name in loaded[0].counts}
-        )
+        own = {f"count_{name}": sum(micro.counts[name] for micro in loaded) for name in loaded[0].counts}
+        own["tokens"] = sum(micro.tokens for micro in loaded)
+        totals = self.engine.reduce(own)
+        counts = {name: totals[f"count_{name}"] for name in loaded[0].counts}
         for micro in loaded:
             output = self.engine.forward(micro.batch, last=micro is loaded[-1])
             self.engine.backward(output.normalised(counts))
             self.sums.add_output(output)
-        self.sums.add_update(self.engine.clip(self.plan.max_grad_norm))
+        norm = self.engine.clip(self.plan.max_grad_norm)
+        if self.engine.rank == 0:  # it is the same on all ranks, whose sums are added up
+            self.sums.add_update(norm)
         self.engine.step(self.learning_rate(self.step))
         self.step += 1
         self.position = loaded[-1].position
-        self.tokens += int(self.engine.reduce({"tokens": sum(micro.tokens for micro in loaded)})["tokens"])
+        self.tokens += int(totals["tokens"])
         self.report.stepped()
 
     def _tell(self) -> None:
@@ -185,7 +192,8 @@ class Trainer:
         """The sums of all ranks; the run ends here if they show that the weights are lost."""
         sums, newest = self.engine.reduce(self.sums.read()), self.checkpoints.newest
         kept = f"The newest training state is of step {newest.step}" if newest else "Nothing was saved"
-        check_finite(sums, self.step, self.engine.skips_overflow, kept)
+        with self.engine.together():
+            check_finite(sums, self.step, self.engine.skips_overflow, kept)
         return sums
 
     @contextlib.contextmanager
@@ -222,15 +230,18 @@ class Trainer:
     def _save(self) -> None:
         if self.step == self._saved_step:
             return
-        self._read_sums()  # a state that is not finite is not worth keeping
+        sums = self._read_sums()  # a state that is not finite is not worth keeping
         weights, training = self.engine.state()
         training |= {
             "step": self.step,
             "tokens": self.tokens,
             "position": tuple(self.position),
-            "sums": self.sums.values,
+            "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
-        if self.engine.rank == 0:
-            path = self.checkpoints.save(self.step, weights, training)
-            log.info(f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}")
+        with self.engine.together():
+            if self.engine.rank == 0:
+                path = self.checkpoints.save(self.step, weights, training)
+                log.info(
+                    f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}"
+                )
         self._saved_step = self.step

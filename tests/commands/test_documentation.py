@@ -39,7 +39,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").split("\n")
-    return [line.split(" #")[0].strip() for line in lines if line.startswith("python ")]
+    return [line.split(" #")[0].strip() for line in lines if line.startswith(("python ", "torchrun "))]
 
 
 @pytest.fixture(scope="module")
@@ -87,9 +87,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run(command: str, place: Path) -> None:
     words = shlex.split(command)
-    extra = shlex.split(SHORT.get(words[1], ""))
+    extra = [word for program, options in SHORT.items() if program in words for word in options.split()]
+    launcher = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
     result = subprocess.run(
-        [sys.executable, *words[1:], *extra],
+        [sys.executable, *launcher, *words[1:], *extra],
         cwd=place,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,

@@ -161,3 +161,53 @@ def test_killed_at_any_moment(place: Path, tmp_path: Path) -> None:
         json.loads(line)["step"] for line in Path(f"{parts}.logs/metrics.jsonl").read_text().splitlines()
     ]
     assert steps == list(range(1, 41))
+
+
+def children(process: subprocess.Popen[str]) -> list[int]:
+    """The processes of the ranks, in their order."""
+    pids = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    return [int(pid) for pid in pids if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_several_processes(place: Path, tmp_path: Path) -> None:
+    """Asked to stop, they stop together; the loss of one ends the others; torchrun goes on from there."""
+    output = tmp_path / "model.bin"
+    endless = {"total_steps": 100_000, "save_checkpoint_steps": 100_000, "report_steps": 1, "world_size": 2}
+    metrics = tmp_path / "model.bin.logs/metrics.jsonl"
+    process = pretrain(place, output, **endless)
+    wait_for(process, metrics)
+    os.killpg(process.pid, signal.SIGTERM)
+    code, told, errors = finish(process)
+    assert code == 143 and errors.strip() == "terminated", errors
+    (state,) = (tmp_path / "model.bin.states").iterdir()
+    assert told.count(f"stopped after step {state.name}; the same command continues from there") == 1
+
+    written = metrics.stat().st_size
+    process = pretrain(place, output, **endless)
+    while metrics.stat().st_size < written + 500:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    ranks = children(process)
+    os.kill(ranks[1], signal.SIGKILL)
+    code, told, errors = finish(process)
+    assert code == 1 and "error: the process of rank 1 was ended by SIGKILL, and with it the run" in errors
+    assert "Traceback" not in errors, errors
+    assert not any(Path(f"/proc/{pid}").exists() for pid in ranks)
+    assert [path.name for path in (tmp_path / "model.bin.states").iterdir()] == [state.name]
+
+    process = start(
+        "-m", "torch.distributed.run", "--nproc_per_node", 2, "pretrain.py",
+        "--dataset_path", place / "dataset", "--config_path", place / "config.json", "--batch_size", 4,
+        "--output_model_path", output, "--total_steps", int(state.name) + 3,
+    )  # fmt: skip
+    code, told, errors = finish(process)
+    assert code == 0, errors
+    assert told.count(f"resume: continuing from step {state.name}") == 1 and output.exists()
+
+
+def test_an_error_of_all_processes_is_told_once(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    code, _, errors = finish(pretrain(place, tmp_path / "file" / "model.bin", world_size=2))
+    assert code == 2 and errors.count("cannot write there") == 1 and errors.count("error: ") == 1, errors

@@ -21,7 +21,7 @@ from tencentpretrain.tasks.classification import Classifier
 from tencentpretrain.tasks.examples import TextExamples
 from tencentpretrain.tasks.runner import finetune, infer
 from tencentpretrain.tokenizers import Tokenizer, load_tokenizer
-from tencentpretrain.training.engine import SingleEngine
+from tencentpretrain.training.engines import SingleEngine
 from tencentpretrain.weights import read_state_dict, save_weights
 
 Arguments = Callable[..., list[str]]

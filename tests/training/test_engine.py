@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tencentpretrain.errors import ConfigError
-from tencentpretrain.training.engine import SingleEngine, choose_precision
+from tencentpretrain.training.engines import SingleEngine, choose_precision
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -92,7 +92,9 @@ class Line(torch.nn.Linear):
 
 @pytest.fixture
 def fp16_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> SingleEngine:
-    monkeypatch.setattr("tencentpretrain.training.engine.choose_precision", lambda *_: ("fp16", "for tests"))
+    monkeypatch.setattr(
+        "tencentpretrain.training.engines.base.choose_precision", lambda *_: ("fp16", "for tests")
+    )
     return SingleEngine("fp16")
 
 

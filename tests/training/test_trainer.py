@@ -3,10 +3,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import logging
 import math
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from tencentpretrain.layers.transformer import TransformerLayer
 from tencentpretrain.model import length_problems
 from tencentpretrain.registry import TARGETS
 from tencentpretrain.targets.output import Part
-from tencentpretrain.training.engine import SingleEngine
 from tencentpretrain.training.pretraining import deep_init
 from tencentpretrain.training.trainer import Trainer
 
@@ -250,7 +248,9 @@ def run_with_infinite_gradient_at(run: Run, *steps: int, **options: Any) -> Trai
 def test_fp16_leaves_out_what_overflows(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("tencentpretrain.training.engine.choose_precision", lambda *_: ("fp16", "for tests"))
+    monkeypatch.setattr(
+        "tencentpretrain.training.engines.base.choose_precision", lambda *_: ("fp16", "for tests")
+    )
     trainer = run_with_infinite_gradient_at(run, 1, 2, 3, report_steps=2)
     assert trainer.step == 6 and all(weight.isfinite().all() for weight in trainer.engine.model.parameters())
     assert [record["grad_norm"] > 0 for record in records_of(tmp_path / "model.bin")] == [True, False, True]
@@ -428,37 +428,3 @@ def test_a_target_without_labels(run: Run, tmp_path: Path, workplace: Path) -> N
             assert one[key] == pytest.approx(other[key], rel=1e-4)
         if "loss" in one:
             assert one["loss"] == pytest.approx(one["loss_mlm"] + 0.5 * one["loss_length"], rel=1e-9)
-
-
-def test_several_ranks_report_what_one_would_and_one_of_them_writes(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As if two ranks saw the same batches."""
-    options = {"total_steps": 2, "report_steps": 1, "learning_rate": 0, "dropout": 0}
-    run("one.bin", **options)
-
-    def doubled(engine: SingleEngine, values: Mapping[str, float]) -> dict[str, float]:
-        return {name: 2 * value for name, value in values.items()}
-
-    monkeypatch.setattr(SingleEngine, "reduce", doubled)
-    run("two.bin", **options)
-    for one, two in zip(records_of(tmp_path / "one.bin"), records_of(tmp_path / "two.bin"), strict=True):
-        for key in ("loss", "loss_mlm", "acc_sp"):
-            assert one[key] == two[key]
-        assert two["tokens"] == 2 * one["tokens"]
-    monkeypatch.setattr(SingleEngine, "rank", 1)
-    monkeypatch.setattr(SingleEngine, "world_size", 2)
-    log = logging.getLogger("tencentpretrain")
-    level = log.level
-    try:
-        run("second.bin", **options)
-        assert log.level == logging.ERROR
-    finally:
-        log.setLevel(level)
-    assert not list(tmp_path.glob("second.bin*"))
-
-
-def test_all_ranks_stop_when_one_is_asked_to(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(SingleEngine, "agree", lambda engine, value: int(signal.SIGTERM))
-    with pytest.raises(Terminated):
-        run()

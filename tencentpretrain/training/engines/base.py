@@ -1,9 +1,10 @@
-"""The engine of one device: it alone knows where the model lives and in what precision it computes."""
+"""What every engine does: it alone knows where the model lives and in what precision it computes."""
 
 from __future__ import annotations
 
 import resource
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -62,20 +63,23 @@ def choose_device(gpu_ranks: Sequence[int]) -> tuple[torch.device, list[str]]:
     return device, []
 
 
-class SingleEngine:
-    """One process, one device.
+class Engine:
+    """A process's part of the training of a model, on its device.
 
-    `prepare` once; then for every update `forward` and `backward` for each micro-batch, `clip` and `step`.
+    `start` and `prepare` once; then for every update `forward` and `backward` for each micro-batch, `clip`
+    and `step`; `close` at the end, where all processes come to it. With one process nothing has to be agreed
+    upon; engines with several override what does.
 
     Args:
-        gpu_ranks: the GPU of this process comes first; empty: CUDA chooses.
+        device: where this process computes, and what is to be told about it.
     """
 
+    name: str
     rank = 0
     world_size = 1
 
-    def __init__(self, precision: str = "auto", compile: bool = False, gpu_ranks: Sequence[int] = ()) -> None:
-        self.device, self._notes = choose_device(gpu_ranks)
+    def __init__(self, device: tuple[torch.device, list[str]], precision: str, compile: bool) -> None:
+        self.device, self._notes = device
         self.precision, self._why = choose_precision(precision, self.device)
         if self.device.type == "cpu":
             # The moments of tokens that are rarely seen decay into denormal numbers, with which a CPU
@@ -87,6 +91,11 @@ class SingleEngine:
         self.model: nn.Module
         self.optimizer: Optimizer
 
+    @property
+    def title(self) -> str:
+        """The engine in words."""
+        return self.name
+
     def decisions(self) -> list[str]:
         """A line for each thing that was decided here."""
         if self.device.type == "cuda":
@@ -95,10 +104,16 @@ class SingleEngine:
             name = f"{torch.get_num_threads()} threads"
         return [
             f"device: {self.device} ({name})",
-            f"engine: single{', compiled' if self.compile else ''}",
+            f"engine: {self.title}{', compiled' if self.compile else ''}",
             f"precision: {self.precision} ({self._why})",
             *self._notes,
         ]
+
+    def start(self) -> None:
+        """Meet the other processes."""
+
+    def close(self) -> None:
+        """Part from the other processes."""
 
     def prepare(
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer] | None = None
@@ -126,10 +141,13 @@ class SingleEngine:
             last: whether the update's last `backward` is that of this batch: then engines with ranks
                 exchange the gradients.
         """
+        return self._run(self.model, batch)
+
+    def _run(self, model: nn.Module, batch: Batch) -> TargetOutput:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
         dtype = DTYPES.get(self.precision)
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            output: TargetOutput = self.model(moved)
+            output: TargetOutput = model(moved)
         return output
 
     def backward(self, loss: Tensor) -> None:
@@ -155,12 +173,21 @@ class SingleEngine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def reduce(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Sums over all ranks."""
+        """Sums over all ranks, of the names that any of them has."""
         return dict(values)
 
     def agree(self, value: int) -> int:
         """The largest value of all ranks: what one of them was told, all of them do."""
         return value
+
+    def together(self) -> AbstractContextManager[None]:
+        """All ranks are done with what is inside before one goes on; an error of one is an error of all.
+
+        Raises:
+            UserError: on every rank, with all problems, if one has raised a UserError or OSError inside; the
+                engine is closed.
+        """
+        return nullcontext()
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The model's weights, and what else training needs to go on."""

@@ -1,0 +1,10 @@
+"""Engines: how a model is trained on one device or many."""
+
+from tencentpretrain.training.engines.base import Engine, choose_device, choose_precision
+from tencentpretrain.training.engines.ddp import DDPEngine
+from tencentpretrain.training.engines.processes import Place, choose_engine
+from tencentpretrain.training.engines.single import SingleEngine
+
+__all__ = [
+    "DDPEngine", "Engine", "Place", "SingleEngine", "choose_device", "choose_engine", "choose_precision",
+]  # fmt: skip
