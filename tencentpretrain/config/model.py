@@ -232,6 +232,13 @@ class ModelConfig:
                 f"`tie_weights` needs the embedding 'word', but "
                 f"`{'embedding' if self.decoder is None else 'tgt_embedding'}` is {' '.join(words)}."
             )
+        if self.share_embedding and self.decoder is None:
+            yield "`share_embedding` is about the embedding of a decoder, and there is none."
+        if self.prefix_lm_loss and self.target and "lm" not in self.target:
+            yield f"`prefix_lm_loss` is about target 'lm', but `target` is {' '.join(self.target)}."
+        for kind in ("embedding", "tgt_embedding"):
+            if getattr(self, kind) and set(getattr(self, kind)) <= {"pos", "seg", "sinusoidalpos"}:
+                yield f"`{kind}` says where a token is, but not which ({' '.join(getattr(self, kind))})."
         if self.share_embedding and self.decoder is not None:
             for name in ("embedding", "tgt_embedding"):
                 if "word" not in getattr(self, name):

@@ -447,3 +447,16 @@ def test_every_field_is_described() -> None:
     assert (
         isinstance(build_model(make_config(), VOCABULARY), Model) and as_json(make_config())["heads_num"] == 4
     )
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"share_embedding": True}, "`share_embedding` is about the embedding of a decoder"),
+        ({"prefix_lm_loss": True, "target": ("mlm",)}, "`prefix_lm_loss` is about target 'lm'"),
+        ({"embedding": ("pos", "seg")}, "`embedding` says where a token is, but not which"),
+    ],
+)
+def test_options_without_what_they_are_about_are_refused(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_config(**values)
