@@ -15,6 +15,7 @@ from tencentpretrain.config import load_config
 from tencentpretrain.description import write_description
 from tencentpretrain.errors import ConfigError, DataError, UserError, WeightsError
 from tencentpretrain.model import build_model
+from tencentpretrain.registry import EMBEDDINGS
 from tencentpretrain.tasks import finetuning
 from tencentpretrain.tasks.base import Score
 from tencentpretrain.tasks.classification import Classifier
@@ -244,9 +245,17 @@ def test_weights_that_were_not_fine_tuned_predict_nothing(
     assert not (tmp_path / "predictions.tsv").exists()
 
 
+def test_adversarial_training_needs_the_word_embedding(
+    arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EMBEDDINGS._entries, "own", EMBEDDINGS["word"])
+    with pytest.raises(ConfigError, match="which this model does not have"):
+        finetune("classifier", arguments(embedding="own", use_adv=True))
+
+
 @pytest.mark.parametrize(("changes", "said"), [
     ({"seq_length": 33}, r"`seq_length` \(33\) must not exceed `max_seq_length` \(32\)"),
-    ({"embedding": "pos", "use_adv": True}, "does not have"),
+    ({"embedding": "pos"}, "`embedding` says where a token is, but not which"),
     ({"vocab_path": None}, r"vocab_path(.|\n)*--pretrained_model_path"),
     ({"epochs_nun": 3}, "did you mean 'epochs_num'"),
 ])  # fmt: skip
