@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from stores import FIRST_ORDINARY, documents_in
 from test_new_processors import SentinelTokenizer, sources, targets
@@ -343,6 +343,9 @@ def rows_of(store: TokenStore, name: str, **options: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", NAMES)
 @settings(max_examples=25, deadline=None)
+@example(  # a word that is cut before a sentence of its own
+    sizes=[[[1, 1, 1, 4, 4, 4, 4, 4], [1]], [[1], [1]]], width=24, shard=10, masking={}, full=False, seed=0
+)
 @given(
     sizes=SIZES, width=st.integers(24, 60), shard=SHARDS, masking=MASKINGS, full=st.booleans(),
     seed=st.integers(0, 99),

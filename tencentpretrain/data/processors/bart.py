@@ -57,6 +57,8 @@ class BartProcessor(Processor):
         chunk, width = self._chunks.rows(keys), self.config.seq_length
         lengths = chunk.used.sum(axis=1)
         target = framed(unmarked(chunk.tokens), lengths, width, *self._frame)
+        # The rest of a word that was cut begins one: it must not join the sentence it comes to stand behind.
+        chunk = chunk._replace(tokens=np.where(chunk.begins, unmarked(chunk.tokens), chunk.tokens))
         shuffled = _permuted(chunk, self.streams(keys, epochs, ROW))
         source, used = framed(shuffled, lengths, width, *self._frame)
         return seq2seq_rows(
