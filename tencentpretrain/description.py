@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # These may differ from what the weights were made with: they belong to the target, or to training only.
 CHANGEABLE = frozenset({"dropout", "target", "target_weights", "pooling", "tie_weights", "has_lmtarget_bias"})
+OF_A_DECODER = frozenset({"decoder", "decoder_layers_num", "tgt_embedding", "share_embedding"})
 
 
 def description_path(path: str | Path) -> Path:
@@ -144,7 +145,8 @@ def check_against_description(
     """Refuse options that contradict what the weights at `path` were made with.
 
     Args:
-        config: the configuration in force; what may change (CHANGEABLE) is not compared.
+        config: the configuration in force; what may change (CHANGEABLE) is not compared, and a decoder may
+            be left out.
         description: of `read_description`; None: nothing to contradict.
         tokenizer, tgt_tokenizer, labels_num: compared where given.
         origin: the option that a value in force comes from, by the value's name, where that is known.
@@ -155,8 +157,9 @@ def check_against_description(
     if description is None:
         return
     problems = []
+    free = CHANGEABLE if config.decoder is not None else CHANGEABLE | OF_A_DECODER
     for name, option in options_of(ModelConfig).items():
-        if name in CHANGEABLE or name not in description:
+        if name in free or name not in description:
             continue
         try:
             made_with = option.decode(description[name])

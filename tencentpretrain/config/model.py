@@ -165,6 +165,17 @@ class ModelConfig:
     def decoder_depth(self) -> int:
         return self.decoder_layers_num or self.layers_num
 
+    def encoder_alone(self) -> ModelConfig:
+        """The same model without its decoder and what only a decoder has."""
+        return dataclasses.replace(
+            self,
+            decoder=None,
+            tgt_embedding=("word",),
+            decoder_layers_num=None,
+            share_embedding=False,
+            target=(),
+        )
+
     @property
     def is_dual(self) -> bool:
         return self.encoder == "dual"

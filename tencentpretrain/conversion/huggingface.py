@@ -27,6 +27,7 @@ LAYERS = {"encoder.transformer": "layers_num", "decoder.transformer_decoder": "d
 _TOKENIZERS: dict[str, tuple[str, Mapping[str, str]]] = {
     "bert": ("BertTokenizer", {"vocab_path": "vocab.txt"}),
     "xlmroberta": ("XLMRobertaTokenizer", {"spm_model_path": "sentencepiece.bpe.model"}),
+    "hfpretrained": ("PreTrainedTokenizerFast", {"vocab_path": "tokenizer.json"}),
 }
 _TOKENIZER_FILES = (
     "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "tokenizer.json",

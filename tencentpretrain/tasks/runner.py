@@ -21,7 +21,7 @@ from tencentpretrain.files import complete_file
 from tencentpretrain.registry import TASKS
 from tencentpretrain.tasks.base import Task
 from tencentpretrain.tasks.finetuning import Finetuning, evaluate, named, predict
-from tencentpretrain.tasks.start import check_model, check_paths, start_from
+from tencentpretrain.tasks.start import check_paths, model_for, start_from
 from tencentpretrain.training.engines import Place, SingleEngine, choose_engine
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.report import Report, start_logging
@@ -47,8 +47,8 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     options = Options(f"Fine-tune a model for {kind.summary}.", *concerns, arguments=arguments)
     start = start_from(options, "pretrained_model_path")
     configs = dict(zip(concerns, options.build(*concerns), strict=True))
-    model_config, run, config = configs[ModelConfig], configs[RunConfig], configs[FinetuneConfig]
-    check_model(model_config, kind, config.seq_length)
+    run, config = configs[RunConfig], configs[FinetuneConfig]
+    configs[ModelConfig] = model_config = model_for(kind, configs[ModelConfig], config.seq_length)
     if configs[AdversarialConfig].use_adv and "word" not in model_config.embedding:
         raise ConfigError("--use_adv perturbs the embedding 'word', which this model does not have.")
     output = check_paths(
@@ -103,8 +103,8 @@ def infer(name: str, arguments: Sequence[str] | None = None) -> None:
     options = Options(f"Predict with a model fine-tuned for {kind.summary}.", *concerns, arguments=arguments)
     start = start_from(options, "load_model_path", finetuned=True)
     configs = dict(zip(concerns, options.build(*concerns), strict=True))
-    model_config, config = configs[ModelConfig], configs[InferConfig]
-    check_model(model_config, kind, config.seq_length)
+    config = configs[InferConfig]
+    model_config = model_for(kind, configs[ModelConfig], config.seq_length)
     output = check_paths(config, "prediction_path", ("test_path",), "load_model_path")
     start_logging(RunConfig())
     engine = SingleEngine(config.precision)

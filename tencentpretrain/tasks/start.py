@@ -145,12 +145,14 @@ def start_from(options: Options, option: str, finetuned: bool = False) -> Start:
     return Start(None if path is None else Path(path), description or {}, given, finetuned)
 
 
-def check_model(config: ModelConfig, task: type[Task], seq_length: int) -> None:
-    """Refuse a model that cannot take the task's inputs, before any data is touched.
+def model_for(task: type[Task], config: ModelConfig, seq_length: int) -> ModelConfig:
+    """The part of the model that the task trains: without the decoder where it has no input for one.
 
     Raises:
-        ConfigError: with all that does not fit.
+        ConfigError: with all of its inputs that do not fit, before any data is touched.
     """
+    if config.decoder is not None and "decoder_input_ids" not in task.provides:
+        config = config.encoder_alone()
     problems = [
         f"{reader} reads '{field}', which {task.summary} does not provide."
         for field, reader in fields_read(config)
@@ -159,6 +161,7 @@ def check_model(config: ModelConfig, task: type[Task], seq_length: int) -> None:
     problems += length_problems(config, seq_length)
     if problems:
         raise ConfigError(problems)
+    return config
 
 
 def check_paths(config: Any, output: str, data: Sequence[str], weights: str) -> Path:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from tencentpretrain.tokenizers import bpe, simple, spm, wordpiece  # noqa: F401  (they register themselves)
+from tencentpretrain.tokenizers import (  # noqa: F401  (they register themselves)
+    bpe,
+    pretrained,
+    simple,
+    spm,
+    wordpiece,
+)
 from tencentpretrain.tokenizers.base import Tokenizer
 from tencentpretrain.tokenizers.load import build_tokenizer, load_tokenizer
 from tencentpretrain.tokenizers.rows import encode

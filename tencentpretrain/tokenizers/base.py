@@ -22,6 +22,7 @@ from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.files import write_json
 from tencentpretrain.tokenizers.vocabulary import (
     MAP_NAME,
+    MAP_NAMES,
     ROLES,
     USUAL_NAMES,
     read_special_tokens,
@@ -87,11 +88,13 @@ class Tokenizer(abc.ABC):
         """Names by role, and further ones: what the user says, what lies beside the vocabulary, or usual."""
         names: dict[str, str] = {}
         further: list[str] = []
-        beside = next(iter(self.files.values())).parent / MAP_NAME if self.files else None
         if config.special_tokens_map_path is not None:
             names, further = read_special_tokens(Path(config.special_tokens_map_path))
-        elif beside is not None and beside.is_file():
-            names, further = read_special_tokens(beside)
+        elif self.files:
+            directory = next(iter(self.files.values())).parent
+            maps = [directory / name for name in MAP_NAMES if (directory / name).is_file()]
+            if maps:
+                names, further = read_special_tokens(maps[0])
             names = {role: name for role, name in names.items() if name in self.ids}
         for role in ROLES:
             usual = [name for name in self._usual_names(role) if name in self.ids]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from tencentpretrain.tokenizers.vocabulary import (
     read_vocabulary,
     write_merges,
 )
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Rust
 
 
 @TOKENIZERS.register("bpe")
@@ -58,15 +62,7 @@ class BPETokenizer(Tokenizer):
         return flatten([encoding.ids for encoding in encodings])
 
     def token_starts(self, texts: Sequence[str]) -> Lengths:
-        found = []
-        for begin, encoding in zip(
-            text_starts(texts), self._rust.encode_batch(list(texts), add_special_tokens=False), strict=True
-        ):
-            starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
-            # Bytes of a character that has begun belong to the token it began in.
-            starts[1:][starts[1:] < ends[:-1]] = 0
-            found.append(begin + np.maximum.accumulate(starts))
-        return np.concatenate([np.zeros(0, np.int64), *found])
+        return starts_of(self._rust, texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._rust.decode(list(ids), skip_special_tokens=False)
@@ -81,11 +77,28 @@ class BPETokenizer(Tokenizer):
         return "\n".join(map(" ".join, self.merges)).encode("utf-8")
 
     def _continues(self, token: str) -> bool:
-        # A word goes on with a letter, a digit, or a byte of a character that has begun. Bytes to 0xA0 that
-        # do not print stand in the vocabulary as U+0100 …, in order; 0xE3 and above begin CJK and emoji.
-        first = token[0]
-        return (
-            (first.isascii() and first.isalnum())
-            or "\xa1" <= first <= "\xe2"
-            or "\u0122" <= first <= "\u0143"
-        )
+        return continues_in_bytes(token)
+
+
+def starts_of(rust: Rust, texts: Sequence[str]) -> Lengths:
+    """What `Tokenizer.token_starts` gives, from the offsets of the library."""
+    found = []
+    for begin, encoding in zip(
+        text_starts(texts), rust.encode_batch(list(texts), add_special_tokens=False), strict=True
+    ):
+        starts, ends = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+        # Bytes of a character that has begun belong to the token it began in.
+        starts[1:][starts[1:] < ends[:-1]] = 0
+        found.append(begin + np.maximum.accumulate(starts))
+    return np.concatenate([np.zeros(0, np.int64), *found])
+
+
+def continues_in_bytes(token: str) -> bool:
+    """Whether a token of byte-level BPE goes on with a word: with a letter, a digit, or a byte of a character
+    that has begun.
+
+    Bytes to 0xA0 that do not print stand in the vocabulary as U+0100 …, in order; 0xE3 and above begin CJK
+    and emoji.
+    """
+    first = token[0]
+    return (first.isascii() and first.isalnum()) or "\xa1" <= first <= "\xe2" or "\u0122" <= first <= "\u0143"

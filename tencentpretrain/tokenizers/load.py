@@ -83,16 +83,23 @@ def _huggingface_options(directory: Path) -> TokenizerConfig:
     """Options for the files of a Hugging Face directory, which may describe more than our tokenizers do.
 
     Raises:
-        DataError: no file of a tokenizer, or one that splits text in a way that ours do not.
+        DataError: no file of a tokenizer, or one that splits text in a way that ours do not and that no
+            tokenizer.json describes.
     """
     settings_path = directory / "tokenizer_config.json"
     settings = _read_object(settings_path) if settings_path.is_file() else {}
-    options: dict[str, Any] = {}
-    if (directory / MAP_NAME).is_file():
-        options["special_tokens_map_path"] = str(directory / MAP_NAME)
-    elif settings:
-        options["special_tokens_map_path"] = str(settings_path)
+    parts = _read_object(directory / "tokenizer.json") if (directory / "tokenizer.json").is_file() else {}
+    try:
+        return _own_options(directory, settings, parts)
+    except DataError:
+        if not parts:
+            raise
+        # Slower than those of ours, but it is what the file says.
+        return TokenizerConfig("hfpretrained", vocab_path=str(directory / "tokenizer.json"))
 
+
+def _own_options(directory: Path, settings: dict[str, Any], parts: dict[str, Any]) -> TokenizerConfig:
+    """Options of a tokenizer of ours that gives the same ids; DataError where there is none."""
     for name in ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model"):
         if (directory / name).is_file():
             kind = "xlmroberta" if name == "sentencepiece.bpe.model" else "sentencepiece"
@@ -103,36 +110,30 @@ def _huggingface_options(directory: Path) -> TokenizerConfig:
                 given = {"do_lower_case": True, "keep_accents": False} | settings
                 ours = {"do_lower_case": False, "keep_accents": True}
                 _check(directory, {"settings": given}, "settings", ours)
-            return TokenizerConfig(tokenizer=kind, spm_model_path=str(directory / name), **options)
-
-    parts = _read_object(directory / "tokenizer.json") if (directory / "tokenizer.json").is_file() else {}
+            return TokenizerConfig(tokenizer=kind, spm_model_path=str(directory / name))
     model = (parts.get("model") or {}).get("type")
     if model == "WordPiece" or (not parts and (directory / "vocab.txt").is_file()):
-        return _like_bert(directory, settings, parts, options)
+        return _like_bert(directory, settings, parts)
     if model == "BPE" or (not parts and (directory / "vocab.json").is_file()):
-        byte_level = {"add_prefix_space": False, "use_regex": True}
-        _check(directory, parts, "normalizer", {"type": None})
-        _check(directory, parts, "pre_tokenizer", {"type": "ByteLevel", **byte_level})
-        _check(directory, {"settings": settings}, "settings", {"add_prefix_space": False})
-        vocab_path, merges_path = directory / "vocab.json", directory / "merges.txt"
-        if parts:
-            vocab_path = merges_path = directory / "tokenizer.json"
-        return TokenizerConfig(
-            tokenizer="bpe", vocab_path=str(vocab_path), merges_path=str(merges_path), **options
-        )
-    if parts:
-        raise DataError(
-            f"{directory}: no tokenizer here is like its {model} model; give a SentencePiece file."
-        )
+        return _like_gpt2(directory, settings, parts)
     raise DataError(
         f"{directory}: no tokenizer in it (vocab.txt, vocab.json and merges.txt, tokenizer.json, "
         "sentencepiece.bpe.model, spiece.model or tokenizer.model)."
     )
 
 
-def _like_bert(
-    directory: Path, settings: dict[str, Any], parts: dict[str, Any], options: dict[str, Any]
-) -> TokenizerConfig:
+def _like_gpt2(directory: Path, settings: dict[str, Any], parts: dict[str, Any]) -> TokenizerConfig:
+    byte_level = {"add_prefix_space": False, "use_regex": True}
+    _check(directory, parts, "normalizer", {"type": None})
+    _check(directory, parts, "pre_tokenizer", {"type": "ByteLevel", **byte_level})
+    _check(directory, {"settings": settings}, "settings", {"add_prefix_space": False})
+    vocab_path, merges_path = directory / "vocab.json", directory / "merges.txt"
+    if parts:
+        vocab_path = merges_path = directory / "tokenizer.json"
+    return TokenizerConfig("bpe", vocab_path=str(vocab_path), merges_path=str(merges_path))
+
+
+def _like_bert(directory: Path, settings: dict[str, Any], parts: dict[str, Any]) -> TokenizerConfig:
     lower = settings.get("do_lower_case", (parts.get("normalizer") or {}).get("lowercase", True))
     ours = {
         "clean_text": True,
@@ -146,7 +147,7 @@ def _like_bert(
     ours = {"tokenize_chinese_chars": True, "strip_accents": (None, lower)}
     _check(directory, {"settings": settings}, "settings", ours)
     path = directory / ("tokenizer.json" if parts else "vocab.txt")
-    return TokenizerConfig(tokenizer="bert", vocab_path=str(path), do_lower_case=bool(lower), **options)
+    return TokenizerConfig(tokenizer="bert", vocab_path=str(path), do_lower_case=bool(lower))
 
 
 def _check(directory: Path, parts: dict[str, Any], part: str, expected: dict[str, Any]) -> None:

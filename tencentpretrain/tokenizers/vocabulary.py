@@ -23,6 +23,7 @@ USUAL_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 MAP_NAME = "special_tokens_map.json"
+MAP_NAMES = (MAP_NAME, "tokenizer_config.json")  # the latter alone is what Transformers 5 writes
 
 
 def read_bytes(path: Path, what: str) -> bytes:

@@ -198,6 +198,30 @@ def test_starts_from_pretrained_weights_and_what_lies_beside_them(
         finetune("classifier", arguments(pretrained_model_path=pretrained, vocab_path=tmp_path / "other.txt"))
 
 
+def test_of_an_encoder_decoder_the_encoder_is_trained(
+    arguments: Arguments, toy: Path, tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    value = json.loads((toy / "config.json").read_text(encoding="utf-8"))
+    value |= {"tgt_embedding": ["word", "pos"], "decoder": "transformer", "target": ["lm"]}
+    value |= {"tie_weights": True, "share_embedding": True, "decoder_layers_num": 2}
+    config, start = tmp_path / "t5.json", tmp_path / "start.bin"
+    config.write_text(json.dumps(value), encoding="utf-8")
+    both = load_config(config)
+    model = build_model(both, tokenizer.vocab_size)
+    save_weights(model.state_dict(), start)
+    write_description(start, both, tokenizer)
+    trained = train(
+        arguments(pretrained_model_path=start, config_path=None, vocab_path=None, learning_rate=1e-12)
+    )
+    assert "decoder.transformer_decoder (" in capsys.readouterr().out
+    ours = read_state_dict(trained)
+    assert not [name for name in ours if "decoder" in name or name.startswith("tgt_embedding")]
+    for name, tensor in model.state_dict().items():
+        if name.startswith(("embedding", "encoder")):
+            torch.testing.assert_close(ours[name], tensor, atol=1e-8, rtol=0)
+    assert predict(trained, toy / "dev.tsv") == predict(trained, toy / "dev.tsv", f"--config_path={config}")
+
+
 def test_inference_refuses_what_contradicts_the_weights(trained: Path, toy: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps(json.loads((toy / "config.json").read_text()) | {"pooling": "first"}))

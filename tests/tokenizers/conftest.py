@@ -10,7 +10,7 @@ import pytest
 import sentencepiece
 import tokenizers
 from texts import TEXTS
-from tokenizers import models, normalizers, pre_tokenizers, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -22,6 +22,7 @@ class Vocabularies:
     gpt2: Path  # directory with vocab.json, merges.txt
     fairseq: Path  # SentencePiece model with fairseq's special pieces first
     spm: Path  # SentencePiece model with BERT's special pieces
+    json: Path  # tokenizer.json of a unigram model
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +51,18 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Vocabularies:
     )
     (root / "gpt2").mkdir()
     rust.model.save(str(root / "gpt2"))
+    rust = tokenizers.Tokenizer(models.Unigram())
+    rust.pre_tokenizer = pre_tokenizers.Metaspace()
+    rust.decoder = decoders.Metaspace()
+    specials = ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]
+    rust.train_from_iterator(
+        TEXTS * 3,
+        trainers.UnigramTrainer(
+            vocab_size=400, special_tokens=specials, unk_token="<unk>", show_progress=False
+        ),
+    )
+    (root / "json").mkdir()
+    rust.save(str(root / "json" / "tokenizer.json"))
     fairseq = {"unk_id": 0, "bos_id": 1, "eos_id": 2, "pad_id": -1}
     berts = {"pad_id": 0, "unk_id": 1, "bos_id": 2, "eos_id": 3, "pad_piece": "[PAD]", "unk_piece": "[UNK]"}
     berts |= {"bos_piece": "[CLS]", "eos_piece": "[SEP]", "control_symbols": ["[MASK]"]}
@@ -68,4 +81,5 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Vocabularies:
         root / "gpt2",
         root / "fairseq" / "sentencepiece.bpe.model",
         root / "spm" / "sentencepiece.bpe.model",
+        root / "json" / "tokenizer.json",
     )

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import transformers
-from texts import TEXTS
+from texts import TEXTS, random_texts
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer as RustTokenizer
 
 from tencentpretrain.config import TokenizerConfig
-from tencentpretrain.errors import DataError
+from tencentpretrain.errors import DataError, UserError
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 
 
@@ -79,16 +82,111 @@ def test_foreign_directories(vocabularies: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="names no tokenizer"):
         load_tokenizer(tmp_path / "weights.bin")
 
-    theirs = transformers.GPT2Tokenizer.from_pretrained(vocabularies.gpt2, add_prefix_space=True)
-    theirs.save_pretrained(tmp_path / "spaced")
-    with pytest.raises(DataError, match="add_prefix_space True"):
-        load_tokenizer(tmp_path / "spaced")
-    transformers.XLMRobertaTokenizer.from_pretrained(vocabularies.fairseq.parent).save_pretrained(
-        tmp_path / "unigram"
-    )
-    with pytest.raises(DataError, match="Unigram model; give a SentencePiece file"):
-        load_tokenizer(tmp_path / "unigram")
-    shutil.copy(vocabularies.fairseq, tmp_path / "spaced" / "sentencepiece.bpe.model")
-    (tmp_path / "spaced" / "tokenizer_config.json").write_text('{"tokenizer_class": "CamembertTokenizer"}')
+    shutil.copy(vocabularies.fairseq, tmp_path / "sentencepiece.bpe.model")
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CamembertTokenizer"}')
     with pytest.raises(DataError, match="no tokenizer for CamembertTokenizer"):
-        load_tokenizer(tmp_path / "spaced")
+        load_tokenizer(tmp_path)
+
+
+SPECIAL = ["<unk>", "<s>", "</s>", "<pad>", "<mask>"]
+
+
+def unigram() -> RustTokenizer:
+    """As T5's, ALBERT's and XLM-R's: SentencePiece's pieces over normalised text."""
+    rust = RustTokenizer(models.Unigram())
+    rust.normalizer = normalizers.NFKC()
+    rust.pre_tokenizer = pre_tokenizers.Metaspace()
+    rust.decoder = decoders.Metaspace()
+    rust.train_from_iterator(
+        TEXTS * 5, trainers.UnigramTrainer(vocab_size=400, special_tokens=SPECIAL, unk_token="<unk>")
+    )
+    return rust
+
+
+def split_bytes() -> RustTokenizer:
+    """As Qwen's, Llama 3's and BLOOM's: a pattern of their own cuts before the merges of bytes."""
+    rust = RustTokenizer(models.BPE())
+    rust.normalizer = normalizers.NFC()
+    pattern = Regex(r"(?i:'s|'t)|\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+")
+    rust.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern, "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    rust.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    rust.train_from_iterator(
+        TEXTS * 5, trainers.BpeTrainer(vocab_size=500, special_tokens=SPECIAL, initial_alphabet=alphabet)
+    )
+    return rust
+
+
+def byte_fallback() -> RustTokenizer:
+    """As LLaMA's and Mistral's: merges of characters, bytes where there is none."""
+    rust = RustTokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    rust.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    rust.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokens = SPECIAL + [f"<0x{byte:02X}>" for byte in range(256)]
+    rust.train_from_iterator(
+        [text for text in TEXTS if text.isascii()] * 5,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=tokens),
+    )
+    parts = json.loads(rust.to_str())
+    parts["added_tokens"] = parts["added_tokens"][: len(SPECIAL)]
+    return RustTokenizer.from_str(json.dumps(parts))
+
+
+@pytest.mark.parametrize("make", [unigram, split_bytes, byte_fallback])
+def test_whatever_tokenizer_json_describes(make: Callable[[], Any], tmp_path: Path) -> None:
+    theirs = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=make(), bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="<pad>"
+    )
+    theirs.add_tokens(["<|im_start|>"], special_tokens=True)
+    theirs.add_tokens(["naïvety"])
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = load_tokenizer(tmp_path / "theirs")
+    written = ["a</s>b <s>", " <|im_start|>user\n", "<mask>我<pad> ", "some naïvety there"]
+    texts = TEXTS + written + random_texts(500, seed=3)
+    assert ours.kind == "hfpretrained"
+    assert same(ours, theirs, texts)
+    assert (ours.cls_id, ours.sep_id, ours.pad_id) == (
+        theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id,
+    )  # fmt: skip
+    assert ours.vocab_size == len(theirs)
+    for text in TEXTS + written:
+        ids = ours.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids, clean_up_tokenization_spaces=False)
+    # A corpus does not end a sentence by writing </s>.
+    plain = set(ours.encode("".join(written), special_tokens=False))
+    assert not plain & (set(theirs.all_special_ids) | {ours.ids["<|im_start|>"]}) - {ours.unk_id}
+    assert ours.ids["naïvety"] in plain
+
+    ours.save(tmp_path / "ours")
+    assert load_tokenizer(tmp_path / "ours").fingerprint == ours.fingerprint
+    named = build_tokenizer(TokenizerConfig("hfpretrained", vocab_path=str(tmp_path / "theirs")))
+    assert named.fingerprint == ours.fingerprint
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert same(ours, again, texts)
+
+
+def test_tokenizers_beside_ours(vocabularies: Any, tmp_path: Path) -> None:
+    """GPT-2's with a space before the text, XLM-R's without its SentencePiece file: not as ours read them."""
+    spaced = transformers.GPT2Tokenizer.from_pretrained(vocabularies.gpt2, add_prefix_space=True)
+    fairseq = transformers.XLMRobertaTokenizer.from_pretrained(vocabularies.fairseq.parent)
+    for name, theirs in {"spaced": spaced, "unigram": fairseq}.items():
+        theirs.save_pretrained(tmp_path / name)
+        ours = load_tokenizer(tmp_path / name)
+        assert ours.kind == "hfpretrained"
+        assert same(ours, theirs, TEXTS)
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": {"type": "BPE"}}', "[1]", "no JSON"])
+def test_no_tokenizer_json(content: str, tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError, match=r"tokenizer\.json"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(DataError, match=r"is no tokenizer\.json"):
+        build_tokenizer(TokenizerConfig("hfpretrained", vocab_path=str(tmp_path / "tokenizer.json")))
