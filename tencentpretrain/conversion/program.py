@@ -266,7 +266,7 @@ def _describe(model: TheirModel, source: Path, target: Path) -> tuple[dict[str, 
         except DataError as error:
             why = str(error)
     said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
-    further = {name: model.values[name] for name in SENTENCES if name in model.values}
+    further = {"family": base.name} | {name: model.values[name] for name in SENTENCES if name in model.values}
     if (target_size := tgt_vocab_size(model.tensors)) not in (None, vocab_size):
         further["tgt_vocab_size"] = target_size
     description = make_description(
@@ -310,7 +310,7 @@ def _to_huggingface(
     with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
-            family = _detect(tensors, model_config, tokenizer, labels, families)
+            family = _detect(tensors, model_config, tokenizer, labels, families, description.get("family"))
         ignored = huggingface.write(
             target,
             family,
@@ -328,6 +328,8 @@ def _to_huggingface(
         f"ignored: {', '.join(ignored) or 'none'}",
         sep="\n",
     )
+    if model_config is not None:
+        print(*huggingface.departures(family, model_config), sep="\n", end="")
     if to_directory and tokenizer is None:
         print("no tokenizer is written: none lies beside the weights (--vocab_path gives one)")
     elif tokenizer is not None and huggingface.their_tokenizer(family, tokenizer) is None:
@@ -342,8 +344,12 @@ def _detect(
     tokenizer: Tokenizer | None,
     labels: Sequence[str] | None,
     families: Sequence[Family],
+    came_from: str | None,
 ) -> Family:
     """The family that weights of ours fit, with its head.
+
+    Args:
+        came_from: name of the family that they were converted from, where that is known.
 
     Raises:
         WeightsError: none; with what is in the way of the nearest one.
@@ -359,7 +365,10 @@ def _detect(
             fitting.append(family)
     if not fitting:
         raise WeightsError(min(problems, key=_distance))
-    if tokenizer is not None:
+    original = [family for family in fitting if family.name == came_from]
+    if original:
+        fitting = original
+    elif tokenizer is not None:
         usual = [
             family
             for family in fitting
