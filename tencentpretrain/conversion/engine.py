@@ -99,7 +99,10 @@ class Setting:
         for theirs_word, ours in self.words.items():
             if theirs_word == value:
                 return ours
-        raise WeightsError(f"`{self.theirs}` is {value}, expected one of {', '.join(map(str, self.words))}")
+        known = ", ".join(map(str, self.words))
+        raise WeightsError(
+            f"`{self.theirs}` is {value}, only {known} {'are' * (len(self.words) > 1) or 'is'} supported"
+        )
 
     def to_theirs(self, config: ModelConfig) -> Any:
         """Their value; WeightsError where there is none."""

@@ -329,7 +329,8 @@ def _to_huggingface(
         sep="\n",
     )
     if model_config is not None:
-        print(*huggingface.departures(family, model_config), sep="\n", end="")
+        for line in huggingface.departures(family, model_config):
+            print(line)
     if to_directory and tokenizer is None:
         print("no tokenizer is written: none lies beside the weights (--vocab_path gives one)")
     elif tokenizer is not None and huggingface.their_tokenizer(family, tokenizer) is None:

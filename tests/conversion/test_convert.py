@@ -103,7 +103,8 @@ def _of(family: Family) -> ModelConfig:
         "pegasus": {"scale_embedding": True},
         "marian": {"scale_embedding": True},
     }
-    values = huggingface.our_values(family, said.get(family.name.removesuffix("-encoder"), {}), Path("config.json"))
+    theirs = said.get(family.name.removesuffix("-encoder"), {})
+    values = huggingface.our_values(family, theirs, Path("config.json"))
     known = {name: value for name, value in values.items() if value is not None}
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
     return ModelConfig(**known, target=next(iter(family.types.values())))

@@ -151,7 +151,7 @@ def test_positions_that_were_trained_are_not_dropped() -> None:
     state = dict(bart("MarianMTModel", scale_embedding=True).state_dict())
     name = "model.encoder.embed_positions.weight"
     to_ours(MARIAN, state, {"max_seq_length": len(state[name])})
-    with pytest.raises(WeightsError, match="embed_positions.* was trained"):
+    with pytest.raises(WeightsError, match=r"embed_positions.* was trained"):
         to_ours(MARIAN, state | {name: state[name] + 0.1}, {"max_seq_length": len(state[name])})
 
 
