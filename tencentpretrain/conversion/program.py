@@ -29,7 +29,7 @@ from tencentpretrain.description import (
 from tencentpretrain.errors import ConfigError, DataError, WeightsError, weights_of
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
-from tencentpretrain.state_dict import save_weights
+from tencentpretrain.state_dict import WHOLE, save_weights
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from tencentpretrain.weights import check_fit, layers_of, open_weights, publish_weights
 
@@ -214,6 +214,11 @@ def bring(config: ConversionConfig, read: Callable[[Path], TheirModel], siamese:
     if target.is_dir():
         raise ConfigError(
             f"--output_model_path: {target} is a directory; name a file, as {target}/model.bin."
+        )
+    if target.name in WHOLE and huggingface.is_model_directory(target.parent):
+        raise ConfigError(
+            f"--output_model_path: {target} would lie in a Hugging Face directory, as its weights; give "
+            "another place."
         )
     model = read(source)
     check_layers(source, model.tensors, config)

@@ -200,6 +200,8 @@ def test_nothing_but_its_own_work_is_replaced(run_convert, tmp_path: Path, kept:
     with pytest.raises(ConfigError, match=r"models is a directory that holds 'ours\.bin'"):
         run_convert("huggingface", source, tmp_path / "models")
     assert (target / kept).read_text() == "mine" and source.is_file()
+    with pytest.raises(ConfigError, match="would lie in a Hugging Face directory"):
+        run_convert("tencentpretrain", target, target / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(
