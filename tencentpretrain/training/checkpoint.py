@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import glob
 import hashlib
+import json
 import logging
 import os
 import re
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tencentpretrain.description import complete_weights
 from tencentpretrain.errors import ConfigError, UserError
@@ -26,11 +27,14 @@ from tencentpretrain.files import (
     remove_leftovers,
     write_json,
 )
-from tencentpretrain.state_dict import cause_on_disk, read_tensors, save_weights
+from tencentpretrain.state_dict import cause_on_disk
+from tencentpretrain.training.engines.base import whole_weights
+from tencentpretrain.training.engines.ranks import Ranks
 
 log = logging.getLogger("tencentpretrain")
 
 MARKER = "COMPLETE"  # the file of a state that is written last; lists the others with size and digest
+TRAINING = "training.pt"  # what is the same on all ranks
 FORMAT = 1
 
 
@@ -48,9 +52,22 @@ class State:
     serial: int
     options: dict[str, Any]
 
+    @property
+    def engine(self) -> str:
+        """What wrote it."""
+        return str(self.options.get("engine", "single"))
+
+    @property
+    def world_size(self) -> int:
+        """How many processes wrote it."""
+        return int(self.options.get("world_size", 1))
+
 
 class Checkpoints:
     """The training states and weights of one output path.
+
+    A state is a directory that appears complete. Every rank writes its part of it; what is the same on all
+    ranks is in `training.pt`; the marker, written last, lists all files.
 
     Args:
         output: final weights; `<output>-<step>` and `<output>.states/<step>/` lie beside it.
@@ -133,8 +150,8 @@ class Checkpoints:
             self._saved = state
         return state
 
-    def load(self, state: State, publish: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights and the rest of a state, on the CPU.
+    def load(self, state: State, publish: bool = True) -> dict[str, Any]:
+        """What a state's `training.pt` holds: its tensors are mapped to memory, not read.
 
         Args:
             publish: give the weights their own name too, if a run was killed before it did.
@@ -142,41 +159,78 @@ class Checkpoints:
         published = self._published(state.step)
         if publish and state.path.parent == self.directory and not published.exists():
             self.publish(published)
-        weights = next(path for path in state.path.iterdir() if path.stem == "model")
-        training = torch.load(state.path / "training.pt", map_location="cpu", weights_only=True)
-        return dict(read_tensors(weights)), training
+        training: dict[str, Any] = torch.load(
+            state.path / TRAINING, map_location="cpu", weights_only=True, mmap=True
+        )
+        return training
 
-    def save(self, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> Path:
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path, str], Mapping[str, Any]],
+        progress: Mapping[str, Any],
+        ranks: Ranks,
+    ) -> Path:
         """Write a state and its weights file; nothing is there under its name before it is complete.
+
+        All ranks come here.
+
+        Args:
+            write: what each rank does in the state's directory, see `Engine.save_state`.
+            progress: further content of `training.pt`.
 
         Raises:
             UserError: the disk is full or cannot be written; what was complete before still is.
         """
-        serial = max((state.serial for state in self._states()), default=0) + 1
         target = self.directory / str(step)
-        try:
-            with complete_directory(target) as temporary:
-                save_weights(dict(weights), temporary / self._weights_name)
-                with (temporary / "training.pt").open("wb") as file:
-                    torch.save(dict(training), file)
-                files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-                marker = {"format": FORMAT, "step": step, "serial": serial, "options": self._options}
-                write_json(temporary / MARKER, marker | {"files": files})
-            self._saved = State(target, step, serial, self._options)
-            self.publish(self._published(step))
-        except Exception as failure:
-            error = failure if isinstance(failure, OSError) else cause_on_disk(failure, target)
-            if error is None:
-                raise
-            newest = next(self._states(), None)
-            kept = f"the newest complete is of step {newest.step}" if newest else "there is no earlier"
-            raise UserError(
-                f"cannot save the training state {target}: {error.strerror or error}; {kept}. "
-                "Free space or fix the path, and give the same command again to continue."
-            ) from None
-        for old in list(self._states())[self._keep :]:
-            shutil.rmtree(old.path)
+        serial = max((state.serial for state in self._states()), default=0) + 1
+        with contextlib.ExitStack() as stack:
+            with self._agreed(ranks, target):
+                own = stack.enter_context(complete_directory(target)) if ranks.rank == 0 else ""
+            directory = Path(ranks.first(str(own)))
+            with self._agreed(ranks, target):
+                shared = write(directory, self._weights_name)
+                if ranks.rank == 0:
+                    with (directory / TRAINING).open("wb") as file:
+                        torch.save({**shared, **progress}, file)
+            with self._agreed(ranks, target):  # each rank reads a part of the files, whoever wrote them
+                names = sorted(
+                    str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
+                )
+                own_names = names[ranks.rank :: ranks.world_size]
+                digests = json.dumps({name: _fingerprint(directory / name) for name in own_names})
+            files: dict[str, Any] = {}
+            for part in ranks.gather(digests):
+                files |= json.loads(part)
+            with self._agreed(ranks, target):
+                if ranks.rank == 0:
+                    marker = {"format": FORMAT, "step": step, "serial": serial, "options": self._options}
+                    write_json(directory / MARKER, marker | {"files": files})
+                    stack.close()
+        self._saved = State(target, step, serial, self._options)
+        with self._agreed(ranks, target):
+            if ranks.rank == 0:
+                self.publish(self._published(step))
+                for old in list(self._states())[self._keep :]:
+                    shutil.rmtree(old.path)
         return target
+
+    @contextlib.contextmanager
+    def _agreed(self, ranks: Ranks, target: Path) -> Iterator[None]:
+        """As `ranks.agreed`; what the disk refuses becomes a UserError that says what is left."""
+        with ranks.agreed():
+            try:
+                yield
+            except Exception as failure:
+                error = failure if isinstance(failure, OSError) else cause_on_disk(failure, target)
+                if error is None:
+                    raise
+                newest = next(self._states(), None)
+                kept = f"the newest complete is of step {newest.step}" if newest else "there is no earlier"
+                raise UserError(
+                    f"cannot save the training state {target}: {error.strerror or error}; {kept}. "
+                    "Free space or fix the path, and give the same command again to continue."
+                ) from None
 
     def _published(self, step: int) -> Path:
         return self.output.with_name(f"{self.output.name}-{step}")
@@ -184,7 +238,7 @@ class Checkpoints:
     def publish(self, path: Path) -> None:
         """Give the weights of the newest state the name `path`, with their description beside it."""
         assert self._saved is not None
-        source = next(file for file in self._saved.path.iterdir() if file.stem == "model")
+        source = whole_weights(self._saved.path)
         with complete_weights(path, self._describe(path)) as temporary:
             try:
                 os.link(source, temporary)

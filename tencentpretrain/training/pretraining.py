@@ -299,6 +299,7 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
         "batch_size": settings.run.batch_size,
         "accumulation_steps": settings.pretrain.accumulation_steps,
         "world_size": settings.place.world_size,
+        "engine": choose_engine(settings.run.engine, settings.place.world_size),
     }
     del changeable["optimizer"]
     fixed = as_json(settings.model, settings.data) | {
@@ -357,6 +358,8 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
         raise ConfigError(
             f"--total_steps is {pretrain.total_steps}, but {state.path} is of step {state.step}."
         )
+    if state is not None and (why := engine.refusal(state.engine, state.world_size)):
+        raise ConfigError(f"{state.path}: {why}")
     held_out = validation_source(settings)
     loader = make_loader(settings, settings.sources, engine, pretrain.workers_num)
     validation = make_loader(settings, held_out, engine, pretrain.workers_num) if held_out else None
@@ -382,7 +385,7 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     schedule = make_schedule(settings.optimization, pretrain.total_steps)
     trainer = Trainer(engine, loader, validation, schedule, checkpoints, report, plan)
     if state is not None:
-        trainer.restore(*checkpoints.load(state, publish=engine.rank == 0))
+        trainer.restore(state.path, checkpoints.load(state, publish=engine.rank == 0))
     log.info(f"resume: {_resume_line(pretrain.resume, state)}")
     return trainer
 

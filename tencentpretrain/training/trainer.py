@@ -9,11 +9,11 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tencentpretrain.batch import labels_of
 from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, is_sequence
@@ -94,9 +94,13 @@ class Trainer:
         self.sums = Sums()  # since the last report
         self._saved_step = 0
 
-    def restore(self, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
-        """Go on where a training state was saved."""
-        self.engine.load_state(weights, training)
+    def restore(self, directory: Path, training: Mapping[str, Any]) -> None:
+        """Go on where a training state was saved.
+
+        Args:
+            training: of its `training.pt`.
+        """
+        self.engine.load_state(directory, training)
         self.step = self._saved_step = training["step"]
         self.tokens, self.position = training["tokens"], DataPosition(*training["position"])
         if self.engine.rank == 0:  # they are those of all ranks
@@ -231,17 +235,13 @@ class Trainer:
         if self.step == self._saved_step:
             return
         sums = self._read_sums()  # a state that is not finite is not worth keeping
-        weights, training = self.engine.state()
-        training |= {
+        progress = {
             "step": self.step,
             "tokens": self.tokens,
             "position": tuple(self.position),
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
         with self.engine.together():
-            if self.engine.rank == 0:
-                path = self.checkpoints.save(self.step, weights, training)
-                log.info(
-                    f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}"
-                )
+            path = self.checkpoints.save(self.step, self.engine.save_state, progress, self.engine.ranks)
+        log.info(f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}")
         self._saved_step = self.step

@@ -17,6 +17,7 @@ import torch
 from tencentpretrain.errors import ConfigError, UserError
 from tencentpretrain.files import read_json
 from tencentpretrain.training.checkpoint import MARKER, Checkpoints
+from tencentpretrain.training.engines import SingleEngine
 
 Make = Callable[..., Checkpoints]
 
@@ -32,21 +33,35 @@ def make(tmp_path: Path) -> Make:
     return checkpoints
 
 
-def weights(value: float) -> dict[str, torch.Tensor]:
-    return {"weight": torch.full((1000,), value)}
+class Held(torch.nn.Module):
+    """Weights, and moments of them, of one value."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((1000,), float(value)))
 
 
-def save(checkpoints: Checkpoints, *steps: int) -> None:
+def engine_of(value: float, moments: int = 1) -> SingleEngine:
+    engine = SingleEngine("fp32")
+    engine.prepare(Held(value), lambda model: torch.optim.SGD(model.parameters()))
+    engine.optimizer.state[engine.model.weight] = {"momentum_buffer": torch.full((moments,), float(value))}
+    return engine
+
+
+def save(checkpoints: Checkpoints, *steps: int, moments: int = 1) -> None:
     for step in steps:
-        checkpoints.save(step, weights(step), {"step": step})
+        engine = engine_of(step, moments)
+        checkpoints.save(step, engine.save_state, {"step": step}, engine.ranks)
 
 
 def found(checkpoints: Checkpoints, resume: str = "auto") -> int | None:
     state = checkpoints.find(resume)
     if state is None:
         return None
-    tensors, training = checkpoints.load(state)
-    assert tensors["weight"][0] == training["step"] == state.step
+    engine, training = engine_of(0), checkpoints.load(state)
+    engine.load_state(state.path, training)
+    (moments,) = engine.optimizer.state[engine.model.weight].values()
+    assert engine.model.weight[0] == moments[0] == training["step"] == state.step
     return state.step
 
 
@@ -124,9 +139,10 @@ def test_a_full_disk_loses_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     module = "tencentpretrain.training.checkpoint"
+    engine = "tencentpretrain.training.engines.base"
     with monkeypatch.context() as patch:
         if moment == "model":
-            patch.setattr(f"{module}.save_weights", full)
+            patch.setattr(f"{engine}.save_weights", full)
         elif moment == "training":
             patch.setattr(f"{module}.torch.save", full)
         elif moment == "marker":
@@ -159,7 +175,7 @@ def test_really_full_disk(make: Make, tmp_path: Path, name: str, limit: int) -> 
         with pytest.raises(
             UserError, match=r"cannot save the training state .*/10: .*the newest complete is of step 5"
         ):
-            checkpoints.save(10, weights(10), {"moments": torch.zeros(10_000)})
+            save(checkpoints, 10, moments=10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path / f"{name}.states") == ["5"] and not (tmp_path / f"{name}-10").exists()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,9 @@ from torch.optim import Optimizer
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.errors import ConfigError
+from tencentpretrain.state_dict import read_tensors, save_weights
 from tencentpretrain.targets.output import TargetOutput
+from tencentpretrain.training.engines.ranks import Ranks
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -63,6 +67,11 @@ def choose_device(gpu_ranks: Sequence[int]) -> tuple[torch.device, list[str]]:
     return device, []
 
 
+def whole_weights(directory: Path) -> Path:
+    """The file of a state that holds all weights."""
+    return next(path for path in directory.iterdir() if path.stem == "model")
+
+
 class Engine:
     """A process's part of the training of a model, on its device.
 
@@ -87,6 +96,7 @@ class Engine:
             torch.set_flush_denormal(True)
         self.compile = compile
         self.skips_overflow = self.precision == "fp16"  # updates whose gradient is not finite are left out
+        self.ranks = Ranks()
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.skips_overflow)
         self.model: nn.Module
         self.optimizer: Optimizer
@@ -180,27 +190,43 @@ class Engine:
         """The largest value of all ranks: what one of them was told, all of them do."""
         return value
 
-    def together(self) -> AbstractContextManager[None]:
-        """All ranks are done with what is inside before one goes on; an error of one is an error of all.
+    def refusal(self, engine: str, world_size: int) -> str | None:
+        """Why this engine cannot go on from a state that `engine` wrote with so many ranks; None: it can."""
+        return None
 
-        Raises:
-            UserError: on every rank, with all problems, if one has raised a UserError or OSError inside; the
-                engine is closed.
-        """
+    def together(self) -> AbstractContextManager[None]:
+        """`ranks.agreed()`, and the engine is closed if there was an error."""
         return nullcontext()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The model's weights, and what else training needs to go on."""
-        training = {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
-        return self.model.state_dict(), training
+    def save_state(self, directory: Path, weights_name: str) -> dict[str, Any]:
+        """Write this rank's part of the weights and of what training needs into a state's directory.
 
-    def load_state(self, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(weights)
+        All ranks come here, and the directory is one for all; they choose different names for their files.
+
+        Args:
+            weights_name: of the file with all weights, which is then published.
+
+        Returns:
+            What is the same on all ranks: tensors, numbers and strings. Rank 0 keeps it in `training.pt`.
+        """
+        if self.rank == 0:
+            save_weights(self.model.state_dict(), directory / weights_name)
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state(self, directory: Path, training: Mapping[str, Any]) -> None:
+        """Take over a state. All ranks come here.
+
+        Args:
+            directory: where `save_state` wrote; nothing in it is changed.
+            training: what `save_state` returned, in a file that is mapped to memory.
+        """
+        self.model.load_state_dict(dict(read_tensors(whole_weights(directory))))
         asked = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups
         ]
-        self.optimizer.load_state_dict(training["optimizer"])
+        # A copy: torch takes over the tensors themselves, and these are a file's.
+        self.optimizer.load_state_dict(copy.deepcopy(training["optimizer"]))
         for group, options in zip(self.optimizer.param_groups, asked, strict=True):
             group.update(options)  # torch takes them from the state, but they may be asked for anew
         if training["scaler"]:
