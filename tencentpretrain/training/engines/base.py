@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import resource
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -95,9 +96,8 @@ class Engine:
             # computes many times slower. Threads inherit this from who starts them, so it is set early.
             torch.set_flush_denormal(True)
         self.compile = compile
-        self.skips_overflow = self.precision == "fp16"  # updates whose gradient is not finite are left out
         self.ranks = Ranks()
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.skips_overflow)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self.model: nn.Module
         self.optimizer: Optimizer
 
@@ -161,8 +161,8 @@ class Engine:
         return output
 
     def backward(self, loss: Tensor) -> None:
-        """Add up gradients."""
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        """Add up gradients; those of a loss that is not finite are NaN."""
+        self._scaler.scale(poisoned(loss)).backward()  # type: ignore[no-untyped-call]
 
     def gradient(self, loss: Tensor, weight: Tensor) -> Tensor:
         """The gradient of one weight, up to a positive factor; nothing is added up anywhere."""
@@ -172,15 +172,41 @@ class Engine:
         """Scale gradients down to `max_norm` (0: leave them) and return their norm, still on the device."""
         self._scaler.unscale_(self.optimizer)
         if max_norm > 0:
-            return nn.utils.clip_grad_norm_(self._parameters, max_norm)
-        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            self._norm = nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        else:
+            self._norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        return self._norm
 
     def step(self, learning_rate: float) -> None:
+        """Update the weights, unless the norm of the gradient is not finite: then nothing changes.
+
+        All ranks have the same norm, and so do the same.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._scaler.step(self.optimizer)
+        if self.device.type != "cpu" and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            # Its kernel looks at the norm itself, as it does for torch's GradScaler, so that nobody waits.
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~self._norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif self._norm.isfinite():
+            self.optimizer.step()
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def fetch(self, value: Tensor) -> Callable[[], float]:
+        """Begin to copy a number from the device; what is returned waits for it, not for what comes later."""
+        copy = value.detach().to("cpu", non_blocking=True)
+        if value.device.type != "cuda":
+            return copy.item
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+
+        def wait() -> float:
+            arrived.synchronize()
+            return copy.item()
+
+        return wait
 
     def reduce(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over all ranks, of the names that any of them has."""
@@ -245,3 +271,8 @@ class Engine:
             return None
         name = torch.cuda.get_device_name()
         return next((peak for known, peak in PEAKS.items() if known in name), None)
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite, with a gradient of NaN, which reaches every rank with the others."""
+    return loss * torch.where(loss.isfinite(), 1.0, math.nan)
