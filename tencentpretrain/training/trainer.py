@@ -18,7 +18,7 @@ import torch
 
 from tencentpretrain.batch import labels_of
 from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, is_sequence
-from tencentpretrain.errors import Terminated
+from tencentpretrain.errors import Terminated, UserError
 from tencentpretrain.training.checkpoint import Checkpoints
 from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.report import Report
@@ -26,6 +26,9 @@ from tencentpretrain.training.skips import Skips
 from tencentpretrain.training.sums import Sums, mean_norm, means
 
 log = logging.getLogger("tencentpretrain")
+
+FAILED_SAVES = 3  # so many in a row end the run
+_MORE, _STOP = 1, 2  # what a rank says before each batch of a validation: it has one, it was told to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +100,8 @@ class Trainer:
         self.sums = Sums()  # since the last report
         self.skips = Skips(engine, plan.max_skipped_steps, self._kept)
         self._saved_step = 0
+        self._save_due = False  # it was put off
+        self._failed_saves = 0  # in a row
 
     def restore(self, directory: Path, training: Mapping[str, Any]) -> None:
         """Go on where a training state was saved.
@@ -116,7 +121,7 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt, Terminated: asked to stop; the state is saved.
-            UserError: too many updates were skipped, or a checkpoint cannot be written.
+            UserError: too many updates were skipped, or training states cannot be written.
         """
         self._first_step, self._begin = self.step, time.monotonic()
         self._start_interval()
@@ -131,11 +136,11 @@ class Trainer:
                     with self._off_the_clock():
                         if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
                             self._validate(self.validation, stop)
-                        if self.step % self.plan.save_steps == 0 or last:
-                            self._save()
+                        if self.step % self.plan.save_steps == 0 or last or self._save_due:
+                            self._save(final=last)
                     stopped = self.engine.agree(max(stop, default=0))
             if self.step < self.plan.total_steps:
-                self._save()
+                self._save(final=True)
                 log.info(f"stopped after step {self.step}; the same command continues from there")
                 self.engine.close()
                 raise KeyboardInterrupt if stopped == signal.SIGINT else Terminated
@@ -224,12 +229,14 @@ class Trainer:
         sums = Sums()
         self.engine.model.eval()
         with torch.no_grad(), contextlib.closing(validation.one_pass()) as batches:
-            for loaded in batches:
-                if stop:
-                    break
-                sums.add_output(self.engine.forward(loaded.batch))
+            said = _MORE
+            while said == _MORE:
+                loaded = next(batches, None)
+                said = self.engine.agree(_STOP if stop else 0 if loaded is None else _MORE)
+                if said == _MORE and loaded is not None:
+                    sums.add_output(self.engine.forward(loaded.batch))
         self.engine.model.train()
-        if self.engine.agree(len(stop)):
+        if said == _STOP:
             log.info("validation was broken off")
             return
         averages = means(self.engine.reduce(sums.read()), sums.weights)
@@ -243,10 +250,19 @@ class Trainer:
         record = {"step": self.step, "eval_loss": loss, "eval_perplexity": perplexity, "time": time.time()}
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
 
-    def _save(self) -> None:
+    def _save(self, final: bool = False) -> None:
+        """Save a training state. While updates are skipped this is put off, as the weights may be lost; if it
+        fails, it is tried again when the next one is due.
+
+        Args:
+            final: there is no later.
+        """
         if self.step == self._saved_step:
             return
         sums = self._read_sums()
+        self._save_due = self.skips.in_a_row > 0 and not final
+        if self._save_due:
+            return
         progress = {
             "step": self.step,
             "tokens": self.tokens,
@@ -254,7 +270,14 @@ class Trainer:
             "skipped": (self.skips.total, self.skips.in_a_row),
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
-        with self.engine.together():
+        try:
             path = self.checkpoints.save(self.step, self.engine.save_state, progress, self.engine.ranks)
+        except UserError as error:
+            self._failed_saves += 1
+            if final or self._failed_saves == FAILED_SAVES:
+                self.engine.close()
+                raise type(error)(f"{error} Then give the same command again to continue.") from None
+            log.warning(f"{error} Training goes on; it ends when {FAILED_SAVES} saves in a row have failed.")
+            return
         log.info(f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}")
-        self._saved_step = self.step
+        self._saved_step, self._failed_saves = self.step, 0

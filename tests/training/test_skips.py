@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import re
+import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from tencentpretrain.data.loader import DataPosition
-from tencentpretrain.errors import UserError
+from tencentpretrain.errors import Terminated, UserError
 from tencentpretrain.targets.output import TargetOutput
 from tencentpretrain.training.sums import Sums, means
 from tencentpretrain.training.trainer import Trainer
@@ -118,15 +119,20 @@ def test_nothing_changes_and_the_samples_are_told(
 
 
 def test_too_many_in_a_row_end_the_run(run: Run, tmp_path: Path) -> None:
-    """Those of a run that was continued count too; the newest state is from before."""
+    """No state is saved while updates are skipped, unless the run is stopped; its count is kept."""
     options = {"max_skipped_steps": 3, "save_checkpoint_steps": 2, "total_steps": 20}
+    spoil = infinite_gradient_at(1, 2, 4, 6, 7, 8)
     message = (
         r"of 3 updates in a row was not finite, up to step 8 \(--max_skipped_steps\)\. The newest training "
-        r"state is of step 4; lower --learning_rate"
+        r"state is of step {}; lower --learning_rate"
     )
-    with pytest.raises(UserError, match=message):
-        spoilt(run, infinite_gradient_at(1, 2, 4, 6, 7, 8), **options)
+    with pytest.raises(UserError, match=message.format(5)):
+        spoilt(run, spoil, **options)
     assert sorted(path.name for path in (tmp_path / "model.bin.states").iterdir()) == ["3", "5"]
+    with pytest.raises(Terminated):
+        spoilt(run, spoil, stop=(7, signal.SIGTERM), **options)
+    with pytest.raises(UserError, match=message.format(7)):
+        spoilt(run, spoil, **options)
 
 
 def test_a_run_that_diverges_ends(run: Run, tmp_path: Path) -> None:
