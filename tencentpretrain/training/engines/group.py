@@ -76,6 +76,12 @@ class GroupEngine(Engine):
                 totals[name] = totals.get(name, 0) + value
         return totals
 
+    def add_up(self, value: Tensor) -> Tensor:
+        total = value.detach().clone()
+        with watching():
+            dist.all_reduce(total)
+        return total
+
     def agree(self, value: int) -> int:
         return self.ranks.agree(value)
 

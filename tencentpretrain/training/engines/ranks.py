@@ -6,6 +6,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -33,6 +34,10 @@ class Ranks:
     def gather(self, text: str) -> list[str]:
         """The texts of all ranks."""
         return [text]
+
+    def collect(self, value: Any) -> list[Any]:
+        """The values of all ranks, whatever they are: this program's own, which travel pickled."""
+        return [value]
 
     def first(self, text: str) -> str:
         """The text of rank 0."""
@@ -75,6 +80,12 @@ class GroupRanks(Ranks):
         with watching():
             dist.all_gather(texts, padded, self._group)
         return [bytes(each.tolist()).rstrip(b"\0").decode() for each in texts]
+
+    def collect(self, value: Any) -> list[Any]:
+        values: list[Any] = [None] * self.world_size
+        with watching():
+            dist.all_gather_object(values, value, self._group)
+        return values
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
