@@ -30,7 +30,7 @@ class RunConfig:
     engine: str = option(
         "auto",
         "How the model is parallelised; auto: ddp where there are several processes.",
-        choices=("auto", "single", "ddp"),
+        choices=("auto", "single", "ddp", "fsdp"),
     )
     report_steps: int = option(100, "Steps between two reports.", minimum=1)
     log_dir: str | None = option(
@@ -84,6 +84,9 @@ class PretrainConfig:
     )
     master_ip: str | None = option(
         None, "Where the processes of several machines meet, tcp://host:port of the one with rank 0."
+    )
+    fsdp_offload: bool = option(
+        False, "Engine fsdp: keep weights, gradients and optimizer in the host's memory."
     )
     backend: str | None = option(
         None, "Of torch.distributed; default: nccl on GPUs, gloo on CPUs.", choices=("nccl", "gloo")

@@ -212,10 +212,8 @@ class Trainer:
         sums = Sums()
         self.engine.model.eval()
         with torch.no_grad(), contextlib.closing(validation.one_pass()) as batches:
-            for loaded in batches:
-                if stop:
-                    break
-                sums.add_output(self.engine.forward(loaded.batch))
+            for output in self.engine.evaluate((loaded.batch for loaded in batches), stop):
+                sums.add_output(output)
         self.engine.model.train()
         if self.engine.agree(len(stop)):
             log.info("validation was broken off")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -125,6 +125,13 @@ class Engine:
     def close(self) -> None:
         """Part from the other processes."""
 
+    def building(self) -> AbstractContextManager[None]:
+        """The model to train is built inside."""
+        return nullcontext()
+
+    def place(self, model: nn.Module) -> None:
+        """What is done to a model that was built, before its weights get their values."""
+
     def prepare(
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer] | None = None
     ) -> None:
@@ -152,6 +159,13 @@ class Engine:
                 exchange the gradients.
         """
         return self._run(self.model, batch)
+
+    def evaluate(self, batches: Iterator[Batch], stop: Sequence[int]) -> Iterator[TargetOutput]:
+        """Outputs of all batches of CPU tensors, unless there is something in `stop`."""
+        for batch in batches:
+            if stop:
+                return
+            yield self.forward(batch)
 
     def _run(self, model: nn.Module, batch: Batch) -> TargetOutput:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
