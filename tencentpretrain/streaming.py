@@ -45,8 +45,8 @@ def stream_tensors(tensors: LazyTensors, like: Mapping[str, Tensor], temporary: 
             _stream_torch(tensors, like, file)
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+def _bytes(tensor: Tensor) -> Any:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
 
 
 def _stream_safetensors(tensors: LazyTensors, like: Mapping[str, Tensor], file: IO[bytes]) -> None:

@@ -33,6 +33,11 @@ class RunConfig:
         choices=("auto", "single", "ddp", "fsdp"),
     )
     report_steps: int = option(100, "Steps between two reports.", minimum=1)
+    max_skipped_steps: int = option(
+        10,
+        "The run ends after so many updates in a row were skipped: their loss or gradient was not finite.",
+        minimum=1,
+    )
     log_dir: str | None = option(
         None, "Directory of metrics.jsonl, TensorBoard events and curves.png; default: beside the output."
     )

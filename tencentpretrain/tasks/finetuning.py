@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from tencentpretrain.batch import Batch
@@ -26,7 +29,8 @@ from tencentpretrain.tasks.examples import Examples, evaluation_batches, trainin
 from tencentpretrain.training.engines import SingleEngine
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
-from tencentpretrain.training.sums import Sums, check_finite, mean_norm, means
+from tencentpretrain.training.skips import Skips
+from tencentpretrain.training.sums import Sums, mean_norm, means
 from tencentpretrain.training.trainer import deferred_signals
 from tencentpretrain.weights import publish_weights
 
@@ -59,6 +63,7 @@ class Finetuning:
         self.learning_rate = make_schedule(configs[OptimizationConfig], total_steps)
         self.adversarial: AdversarialConfig = configs[AdversarialConfig]
         self.step, self.tokens = 0, 0
+        self.skips = Skips(engine, self.settings.max_skipped_steps, self._kept)
         self.best: float | None = None
 
     def run(self, train: Examples, dev: Examples) -> None:
@@ -66,7 +71,7 @@ class Finetuning:
 
         Raises:
             KeyboardInterrupt, Terminated: asked to stop; the weights as they are, are saved beside the best.
-            UserError: the loss or a gradient is not finite.
+            UserError: too many updates were skipped.
         """
         self._begin = time.monotonic()
         try:
@@ -75,7 +80,6 @@ class Finetuning:
                 self._evaluate(dev, epoch)
         except (KeyboardInterrupt, Terminated):
             if self.step:
-                self._read_sums()
                 latest = self.output.with_name(f"{self.output.name}-{self.step}")
                 self._save(latest)
                 log.info(f"stopped after step {self.step}; the weights as they are: {latest}")
@@ -103,8 +107,9 @@ class Finetuning:
                 start = time.monotonic()
                 batch = train.batch(rows)
                 self._waited += time.monotonic() - start
-                self._update(batch)
+                norm = self._update(batch)
                 self.step += 1
+                self.skips.add(self.step, partial(np.stack, [np.full_like(rows, epoch), rows]), norm)
                 self.tokens += int(train.lengths[rows].sum())
                 self.report.stepped()
                 if self.step % self.settings.report_steps == 0 or self.step == self.total_steps:
@@ -112,8 +117,12 @@ class Finetuning:
                 if stop:
                     raise KeyboardInterrupt if stop[0] == signal.SIGINT else Terminated
 
-    def _update(self, batch: Batch) -> None:
-        """One update of the weights; dropout is a function of seed and step."""
+    def _update(self, batch: Batch) -> Callable[[], float]:
+        """One update of the weights; dropout is a function of seed and step.
+
+        Returns:
+            What gives the norm of its gradient.
+        """
         engine = self.engine
         engine.seed((self.config.seed * 0x9E3779B1 + self.step) % 2**32)
         output = engine.forward(batch, last=not self.adversarial.use_adv)
@@ -123,9 +132,14 @@ class Finetuning:
             add_adversarial_gradients(
                 word, lambda: engine.forward(batch).loss, engine.backward, engine.gradient, self.adversarial
             )
-        self._sums.add_output(output)
-        self._sums.add_update(engine.clip(self.max_grad_norm))
+        norm = engine.clip(self.max_grad_norm)
+        fetched = engine.fetch(norm)
         engine.step(self.learning_rate(self.step))
+        sums = Sums()
+        sums.add_output(output)
+        self._sums.add_finite(sums)
+        self._sums.add_norm(norm)
+        return fetched
 
     def _start_interval(self) -> None:
         self._sums = Sums()
@@ -133,13 +147,15 @@ class Finetuning:
 
     def _tell(self, epoch: int) -> None:
         """Report what happened since the last report."""
-        sums = self._read_sums()
+        self.skips.catch_up()
+        sums = self._sums.read()
         seconds = max(time.monotonic() - self._interval_begin, 1e-9)
         record: dict[str, Any] = {"step": self.step} | means(sums, self._sums.weights)
         record |= {
             "epoch": epoch,
             "learning_rate": self.learning_rate(self.step - 1),
-            "grad_norm": mean_norm(sums, self.step),
+            "grad_norm": mean_norm(sums),
+            "skipped_steps": self.skips.total,
             "tokens": self.tokens,
             "tokens_per_second": (self.tokens - self._interval_tokens) / seconds,
             "mfu": None,
@@ -151,15 +167,11 @@ class Finetuning:
         self.report.training(record, seconds_left=pace * (self.total_steps - self.step))
         self._start_interval()
 
-    def _read_sums(self) -> dict[str, float]:
-        """The sums since the last report; the run ends here if they show that the weights are lost."""
-        sums = self._sums.read()
-        kept = "Nothing was saved" if self.best is None else f"The best weights so far are in {self.output}"
-        check_finite(sums, self.step, self.engine.skips_overflow, kept)
-        return sums
+    def _kept(self) -> str:
+        return "Nothing was saved" if self.best is None else f"The best weights so far are in {self.output}"
 
     def _evaluate(self, dev: Examples, epoch: int) -> None:
-        self._read_sums()
+        self.skips.catch_up()
         score, loss = evaluate(self.engine, self.task, dev, self.settings.batch_size)
         log.info(f"epoch {epoch} of {self.config.epochs_num}, development set:\n{score.text}")
         # The first epoch's weights are kept whatever their score: it may not be a number.

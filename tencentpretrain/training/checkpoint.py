@@ -28,6 +28,7 @@ from tencentpretrain.files import (
     write_json,
 )
 from tencentpretrain.state_dict import cause_on_disk
+from tencentpretrain.streaming import stream_tensors
 from tencentpretrain.training.engines.base import whole_weights
 from tencentpretrain.training.engines.ranks import Ranks
 
@@ -159,8 +160,11 @@ class Checkpoints:
         published = self._published(state.step)
         if publish and state.path.parent == self.directory and not published.exists():
             self.publish(published)
+        return self._training(state.path)
+
+    def _training(self, state: Path) -> dict[str, Any]:
         training: dict[str, Any] = torch.load(
-            state.path / TRAINING, map_location="cpu", weights_only=True, mmap=True
+            state / TRAINING, map_location="cpu", weights_only=True, mmap=True
         )
         return training
 
@@ -205,14 +209,18 @@ class Checkpoints:
             with self._agreed(ranks, target):
                 if ranks.rank == 0:
                     marker = {"format": FORMAT, "step": step, "serial": serial, "options": self._options}
-                    write_json(directory / MARKER, marker | {"files": files})
+                    marker |= {"files": files}
+                    write_json(directory / MARKER, marker | {"digest": _digest_of(marker)})
                     stack.close()
         self._saved = State(target, step, serial, self._options)
         with self._agreed(ranks, target):
             if ranks.rank == 0:
                 self.publish(self._published(step))
                 for old in list(self._states())[self._keep :]:
-                    shutil.rmtree(old.path)
+                    # Half a state is never there under its name; `recover` removes what a killed run leaves.
+                    leaving = old.path.with_name(f".{old.path.name}.{os.getpid()}.tmp")
+                    old.path.rename(leaving)
+                    shutil.rmtree(leaving)
         return target
 
     @contextlib.contextmanager
@@ -229,7 +237,7 @@ class Checkpoints:
                 kept = f"the newest complete is of step {newest.step}" if newest else "there is no earlier"
                 raise UserError(
                     f"cannot save the training state {target}: {error.strerror or error}; {kept}. "
-                    "Free space or fix the path, and give the same command again to continue."
+                    "Free space or fix the path."
                 ) from None
 
     def _published(self, step: int) -> Path:
@@ -238,8 +246,14 @@ class Checkpoints:
     def publish(self, path: Path) -> None:
         """Give the weights of the newest state the name `path`, with their description beside it."""
         assert self._saved is not None
-        source = whole_weights(self._saved.path)
+        state = self._saved.path
         with complete_weights(path, self._describe(path)) as temporary:
+            if (state / "shards").is_dir():
+                from tencentpretrain.training.sharded import read_weights
+
+                stream_tensors(*read_weights(state, self._training(state)["names"]), temporary, path)
+                return
+            source = whole_weights(state)
             try:
                 os.link(source, temporary)
             except OSError:  # another file system, or one without links
@@ -260,16 +274,21 @@ class Checkpoints:
         fault = f"damaged ({MARKER} cannot be read)" if (path / MARKER).is_file() else "incomplete"
         try:
             marker = read_json(path / MARKER)
+            if marker.pop("digest", None) not in (None, _digest_of(marker)):  # older ones have none
+                raise UserError("the marker was changed")
             return State(path, marker["step"], marker["serial"], marker["options"])
-        except (UserError, KeyError, TypeError):
+        except (UserError, OSError, KeyError, TypeError, AttributeError):
             if tell and path.is_dir():
                 log.info(f"resume: {path} is {fault} and is passed over")
             return None
 
     def _intact(self, state: State) -> bool:
-        for name, (size, digest) in read_json(state.path / MARKER)["files"].items():
-            path = state.path / name
-            if not path.is_file() or path.stat().st_size != size or _fingerprint(path) != [size, digest]:
+        for name, expected in read_json(state.path / MARKER)["files"].items():
+            try:
+                intact = _fingerprint(state.path / name) == expected
+            except OSError:  # not there, or the disk cannot read it
+                intact = False
+            if not intact:
                 log.info(f"resume: {state.path} is damaged ({name}) and is passed over")
                 return False
         return True
@@ -318,3 +337,7 @@ def _fingerprint(path: Path) -> list[Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     return [path.stat().st_size, digest]
+
+
+def _digest_of(marker: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(marker, sort_keys=True).encode(), digest_size=16).hexdigest()

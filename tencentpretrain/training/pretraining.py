@@ -378,10 +378,11 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     engine.prepare(model, partial(make_optimizer, config=settings.optimization))
     for line in data_lines:
         log.info(line)
+    flops = flops_per_token(settings, engine) if engine.peak_flops else None
     plan = Plan(
         pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
         pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
-        settings.data.seed, flops_per_token=flops_per_token(settings, engine) if engine.peak_flops else None,
+        settings.run.max_skipped_steps, settings.data.seed, flops,
     )  # fmt: skip
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
     if engine.rank == 0:

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.checkpoint import FileSystemReader, FileSystemWriter
-from torch.distributed.checkpoint import load as load_parts
-from torch.distributed.checkpoint import save as save_parts
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load as load_parts
+from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.optim import Optimizer
 
-from tencentpretrain.state_dict import LazyTensors, assign
+from tencentpretrain.state_dict import LazyTensors, assign, read_tensors
+from tencentpretrain.training.engines.base import whole_weights
 
 SHARDS = "shards"  # the directory of a state that holds its parts
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
@@ -45,7 +46,7 @@ def tensors_of(model: nn.Module, optimizer: Optimizer) -> tuple[dict[str, Tensor
     """The tensors of a state by name, not copied, and numbers that the optimizer keeps."""
     names, weights = names_of(model), model.state_dict()
     tensors = {_MODEL + name: weights[name] for name, own in names.items() if name == own}
-    numbers = {}
+    numbers: dict[str, Any] = {}
     for name, parameter in model.named_parameters():
         for key, value in optimizer.state.get(parameter, {}).items():
             (tensors if isinstance(value, Tensor) else numbers)[f"{_OPTIMIZER}{name}/{key}"] = value
@@ -137,20 +138,24 @@ def read_weights(directory: Path, names: Mapping[str, str]) -> tuple[LazyTensors
     return weights, {name: like[_MODEL + own] for name, own in names.items()}
 
 
-def by_name(
-    weights: Mapping[str, Tensor], state: Mapping[str, Any], model: nn.Module, optimizer: Optimizer
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """A whole state as `tensors_of` gives it.
+def stored_in(
+    directory: Path, training: Mapping[str, Any], model: nn.Module, optimizer: Optimizer
+) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """The tensors and numbers of a state by name, whole, whichever engine wrote it.
 
     Args:
-        state: of `optimizer.state_dict()`, where weights are numbered.
+        training: of the state's `training.pt`.
+        model, optimizer: those to be restored: a whole state numbers the weights that an optimizer has.
     """
+    if (directory / SHARDS).is_dir():
+        return read_parts(directory)[0], training["numbers"]
+    weights = read_tensors(whole_weights(directory))
     tensors = {_MODEL + name: weights[name] for name, own in names_of(model).items() if name == own}
-    numbers = {}
+    numbers: dict[str, Any] = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     parameters = (weight for group in optimizer.param_groups for weight in group["params"])
     for number, parameter in enumerate(parameters):
-        for key, value in state["state"].get(number, {}).items():
+        for key, value in training["optimizer"]["state"].get(number, {}).items():
             name = f"{_OPTIMIZER}{names[id(parameter)]}/{key}"
             (tensors if isinstance(value, Tensor) else numbers)[name] = value
     return tensors, numbers
@@ -160,7 +165,8 @@ def restore(
     model: nn.Module, optimizer: Optimizer, stored: Mapping[str, Tensor], numbers: Mapping[str, Any]
 ) -> None:
     """Take over a state by name; of tensors that this process has a part of, that part."""
-    with _room_for(model, optimizer, stored.keys() | numbers.keys()) as tensors, torch.no_grad():
+    tensors = _room_for(model, optimizer, stored.keys() | numbers.keys())
+    with torch.no_grad():
         for name, tensor in tensors.items():
             assign(tensor, stored[name])
     _take_numbers(model, optimizer, numbers)
@@ -175,14 +181,13 @@ def restore_parts(
 ) -> None:
     """As `restore`; each rank reads what it needs of the parts, whatever number of ranks wrote them."""
     reader = _Reader(directory / SHARDS)
-    with _room_for(model, optimizer, reader.metadata.state_dict_metadata.keys() | numbers.keys()) as tensors:
-        with _disk_errors():
-            load_parts(tensors, storage_reader=reader, process_group=group)
+    tensors = _room_for(model, optimizer, reader.metadata.state_dict_metadata.keys() | numbers.keys())
+    with _disk_errors():
+        load_parts(tensors, storage_reader=reader, process_group=group)
     _take_numbers(model, optimizer, numbers)
 
 
-@contextlib.contextmanager
-def _room_for(model: nn.Module, optimizer: Optimizer, stored: set[str]) -> Iterator[dict[str, Tensor]]:
+def _room_for(model: nn.Module, optimizer: Optimizer, stored: set[str]) -> dict[str, Tensor]:
     """The tensors to be overwritten: those of the model, and of an optimizer that keeps what is stored."""
     rates = [group["lr"] for group in optimizer.param_groups]
     for group in optimizer.param_groups:
@@ -193,11 +198,11 @@ def _room_for(model: nn.Module, optimizer: Optimizer, stored: set[str]) -> Itera
     optimizer.zero_grad(set_to_none=True)
     for group, rate in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = rate
+    kept = {name.rpartition("/")[0] for name in stored}
     for name, parameter in model.named_parameters():
-        kept = f"{_OPTIMIZER}{name}/"
-        if not any(other.startswith(kept) for other in stored):  # it never had a gradient
+        if _OPTIMIZER + name not in kept:  # it never had a gradient
             optimizer.state.pop(parameter, None)
-    yield tensors_of(model, optimizer)[0]
+    return tensors_of(model, optimizer)[0]
 
 
 def _take_numbers(model: nn.Module, optimizer: Optimizer, numbers: Mapping[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import signal
@@ -17,13 +18,16 @@ import torch
 
 from tencentpretrain.batch import labels_of
 from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, is_sequence
-from tencentpretrain.errors import Terminated
+from tencentpretrain.errors import Terminated, UserError
 from tencentpretrain.training.checkpoint import Checkpoints
 from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.report import Report
-from tencentpretrain.training.sums import Sums, check_finite, mean_norm, means
+from tencentpretrain.training.skips import Skips
+from tencentpretrain.training.sums import Sums, mean_norm, means
 
 log = logging.getLogger("tencentpretrain")
+
+FAILED_SAVES = 3  # so many in a row end the run
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +44,7 @@ class Plan:
     save_steps: int
     eval_steps: int
     max_grad_norm: float
+    max_skipped_steps: int
     seed: int
     flops_per_token: float | None = None
 
@@ -92,7 +97,10 @@ class Trainer:
         self.tokens = 0  # real tokens seen, by all ranks
         self.position = DataPosition(0, 0)
         self.sums = Sums()  # since the last report
+        self.skips = Skips(engine, plan.max_skipped_steps, self._kept)
         self._saved_step = 0
+        self._save_due = False  # it was put off
+        self._failed_saves = 0  # in a row
 
     def restore(self, directory: Path, training: Mapping[str, Any]) -> None:
         """Go on where a training state was saved.
@@ -103,6 +111,7 @@ class Trainer:
         self.engine.load_state(directory, training)
         self.step = self._saved_step = training["step"]
         self.tokens, self.position = training["tokens"], DataPosition(*training["position"])
+        self.skips.total, self.skips.in_a_row = training.get("skipped", (0, 0))
         if self.engine.rank == 0:  # they are those of all ranks
             self.sums = Sums(training["sums"])
 
@@ -111,7 +120,7 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt, Terminated: asked to stop; the state is saved.
-            UserError: the loss is not finite, or a checkpoint cannot be written.
+            UserError: too many updates were skipped, or training states cannot be written.
         """
         self._first_step, self._begin = self.step, time.monotonic()
         self._start_interval()
@@ -126,11 +135,11 @@ class Trainer:
                     with self._off_the_clock():
                         if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
                             self._validate(self.validation, stop)
-                        if self.step % self.plan.save_steps == 0 or last:
-                            self._save()
+                        if self.step % self.plan.save_steps == 0 or last or self._save_due:
+                            self._save(final=last)
                     stopped = self.engine.agree(max(stop, default=0))
             if self.step < self.plan.total_steps:
-                self._save()
+                self._save(final=True)
                 log.info(f"stopped after step {self.step}; the same command continues from there")
                 self.engine.close()
                 raise KeyboardInterrupt if stopped == signal.SIGINT else Terminated
@@ -141,7 +150,7 @@ class Trainer:
         self.engine.close()
 
     def _update(self, batches: Iterator[LoadedBatch]) -> None:
-        """One update of the weights.
+        """One update of the weights, which the engine leaves out if its loss or gradient is not finite.
 
         Each target's loss is divided by its count over all micro-batches and ranks, so that the gradient is
         that of one big batch. Dropout is a function of seed and step, so that resuming needs no random state.
@@ -154,15 +163,20 @@ class Trainer:
         own["tokens"] = sum(micro.tokens for micro in loaded)
         totals = self.engine.reduce(own)
         counts = {name: totals[f"count_{name}"] for name in loaded[0].counts}
+        sums = Sums()
         for micro in loaded:
             output = self.engine.forward(micro.batch, last=micro is loaded[-1])
             self.engine.backward(output.normalised(counts))
-            self.sums.add_output(output)
+            sums.add_output(output)
         norm = self.engine.clip(self.plan.max_grad_norm)
-        if self.engine.rank == 0:  # it is the same on all ranks, whose sums are added up
-            self.sums.add_update(norm)
+        fetched = self.engine.fetch(norm)
         self.engine.step(self.learning_rate(self.step))
         self.step += 1
+        self.sums.add_finite(sums)
+        if self.engine.rank == 0:  # it is the same on all ranks, whose sums are added up
+            self.sums.add_norm(norm)
+        samples = functools.partial(self.loader.samples, self.position, len(loaded))
+        self.skips.add(self.step, samples, fetched)
         self.position = loaded[-1].position
         self.tokens += int(totals["tokens"])
         self.report.stepped()
@@ -176,7 +190,8 @@ class Trainer:
         peak, flops = self.engine.peak_flops, self.plan.flops_per_token
         record |= {
             "learning_rate": self.learning_rate(self.step - 1),
-            "grad_norm": mean_norm(sums, self.step),
+            "grad_norm": mean_norm(sums),
+            "skipped_steps": self.skips.total,
             "tokens": self.tokens,
             "tokens_per_second": tokens_per_second,
             "mfu": flops * tokens_per_second / (peak * self.engine.world_size) if flops and peak else None,
@@ -193,12 +208,13 @@ class Trainer:
         self._interval_begin, self._interval_tokens, self._waited = time.monotonic(), self.tokens, 0.0
 
     def _read_sums(self) -> dict[str, float]:
-        """The sums of all ranks; the run ends here if they show that the weights are lost."""
-        sums, newest = self.engine.reduce(self.sums.read()), self.checkpoints.newest
-        kept = f"The newest training state is of step {newest.step}" if newest else "Nothing was saved"
-        with self.engine.together():
-            check_finite(sums, self.step, self.engine.skips_overflow, kept)
-        return sums
+        """The sums of all ranks; what was skipped has been told then."""
+        self.skips.catch_up()
+        return self.engine.reduce(self.sums.read())
+
+    def _kept(self) -> str:
+        newest = self.checkpoints.newest
+        return f"The newest training state is of step {newest.step}" if newest else "Nothing was saved"
 
     @contextlib.contextmanager
     def _off_the_clock(self) -> Iterator[None]:
@@ -212,10 +228,10 @@ class Trainer:
         sums = Sums()
         self.engine.model.eval()
         with torch.no_grad(), contextlib.closing(validation.one_pass()) as batches:
-            for output in self.engine.evaluate((loaded.batch for loaded in batches), stop):
-                sums.add_output(output)
+            held_out = (loaded.batch for loaded in batches)
+            complete = self.engine.evaluate(held_out, stop, sums.add_output)
         self.engine.model.train()
-        if self.engine.agree(len(stop)):
+        if not complete:
             log.info("validation was broken off")
             return
         averages = means(self.engine.reduce(sums.read()), sums.weights)
@@ -229,17 +245,34 @@ class Trainer:
         record = {"step": self.step, "eval_loss": loss, "eval_perplexity": perplexity, "time": time.time()}
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
 
-    def _save(self) -> None:
+    def _save(self, final: bool = False) -> None:
+        """Save a training state. While updates are skipped this is put off, as the weights may be lost; if it
+        fails, it is tried again when the next one is due.
+
+        Args:
+            final: there is no later.
+        """
         if self.step == self._saved_step:
             return
-        sums = self._read_sums()  # a state that is not finite is not worth keeping
+        sums = self._read_sums()
+        self._save_due = self.skips.in_a_row > 0 and not final
+        if self._save_due:
+            return
         progress = {
             "step": self.step,
             "tokens": self.tokens,
             "position": tuple(self.position),
+            "skipped": (self.skips.total, self.skips.in_a_row),
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
-        with self.engine.together():
+        try:
             path = self.checkpoints.save(self.step, self.engine.save_state, progress, self.engine.ranks)
+        except UserError as error:
+            self._failed_saves += 1
+            if final or self._failed_saves == FAILED_SAVES:
+                self.engine.close()
+                raise type(error)(f"{error} Then give the same command again to continue.") from None
+            log.warning(f"{error} Training goes on; it ends when {FAILED_SAVES} saves in a row have failed.")
+            return
         log.info(f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}")
-        self._saved_step = self.step
+        self._saved_step, self._failed_saves = self.step, 0

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
+import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +111,93 @@ def test_damaged_states_are_passed_over(make: Make, tmp_path: Path, damage: str)
         UserError, match="not a complete training state; expected auto, never, or a directory"
     ):
         make().find(str(state))
+
+
+def test_any_changed_byte_is_noticed(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a reader of the file would make of it."""
+    caplog.set_level(logging.INFO)
+    save(make(), 5, 10)
+    checkpoints = make()
+    for path in (tmp_path / "model.bin.states/10").iterdir():
+        content = path.read_bytes()
+        step = 1 if path.name == MARKER else len(content) // 20
+        for place in (*range(0, len(content), step), len(content) - 1):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            caplog.clear()
+            state = checkpoints.find("auto")
+            assert state is not None
+            if state.step == 10:  # the name of the marker's own digest; all it says is still right
+                assert path.name == MARKER
+                changed, right = json.loads(path.read_bytes()), json.loads(content)
+                assert {name: changed[name] for name in right if name != "digest"} | {
+                    "digest": right["digest"]
+                } == right
+            else:
+                assert state.step == 5
+                assert re.search(r"resume: .*/10 is damaged \(.*\) and is passed over", caplog.text)
+        path.write_bytes(content)
+    assert found(make()) == 10
+
+
+OPERATIONS = {
+    "open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.chmod",
+}  # fmt: skip
+
+
+def killed_at(number: int, below: Path, action: Callable[[], None]) -> bool:
+    """Run `action` in a process that kills itself before its operation `number` on files; whether it did."""
+    process = os.fork()
+    if process == 0:
+        count = 0
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            if event in OPERATIONS and str(arguments[0]).startswith(str(below)):
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(watch)
+            action()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def test_killed_between_any_two_operations_of_a_save(tmp_path: Path) -> None:
+    """Whatever is there under its name is complete, and the next run goes on from it."""
+
+    def at(place: Path) -> Checkpoints:
+        checkpoints = Checkpoints(place / "model.bin", {}, lambda path: {}, keep=2)
+        checkpoints.recover()
+        checkpoints.prepare()
+        return checkpoints
+
+    save(at(tmp_path / "before"), 5, 10)
+    steps, number, killed = [], 0, True
+    while killed:
+        number += 1
+        place = tmp_path / str(number)
+        shutil.copytree(tmp_path / "before", place)
+        checkpoints = at(place)
+        killed = killed_at(number, place, partial(save, checkpoints, 15))
+        for weights in place.glob("model.bin-*[0-9]"):
+            assert len(torch.load(weights, weights_only=True)["weight"]) == 1000
+            assert Path(f"{weights}.json").exists()
+        after = at(place)
+        steps.append(found(after))
+        assert not list(place.rglob(".*")) and (place / f"model.bin-{steps[-1]}").exists()
+        complete = names(place / "model.bin.states")
+        assert complete[-2:] in (["10", "5"], ["15", "5"], ["10", "15"]) or complete == ["10", "15", "5"]
+        save(after, 20)
+        assert found(at(place)) == 20
+        shutil.rmtree(place)
+    before = steps.index(15)
+    assert steps == [10] * before + [15] * (len(steps) - before) and before > 8 and len(steps) - before > 8
 
 
 def test_other_options_are_refused_by_name(make: Make) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import math
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -20,15 +23,16 @@ from torch.distributed.tensor import DTensor
 
 from tencentpretrain.config import PreprocessConfig, TokenizerConfig
 from tencentpretrain.data.preprocess import preprocess
-from tencentpretrain.errors import ConfigError, UserError
+from tencentpretrain.errors import ConfigError
+from tencentpretrain.files import write_json
 from tencentpretrain.registry import TARGETS
 from tencentpretrain.targets.output import Part
 from tencentpretrain.tokenizers import build_tokenizer
-from tencentpretrain.training import report
-from tencentpretrain.training.checkpoint import Checkpoints
+from tencentpretrain.training import checkpoint, report
 from tencentpretrain.training.engines import DDPEngine, Engine, Place, choose_engine
 from tencentpretrain.training.engines.processes import run_processes
 from tencentpretrain.training.pretraining import make_trainer, read_settings
+from tencentpretrain.training.trainer import Trainer
 
 STEPS = 20
 WORDS = [f"w{number}" for number in range(60)]
@@ -90,6 +94,7 @@ def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> st
         "log_level": "ERROR",
     }  # fmt: skip
     stop: Mapping[int, tuple[int, int]] = options.pop("stop", {})
+    disturb: Callable[[Trainer], None] = options.pop("disturb", lambda trainer: None)
     values |= options
     settings = read_settings([f"--{option}={value}" for option, value in values.items()])
     log = logging.getLogger("tencentpretrain")
@@ -111,6 +116,7 @@ def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> st
 
         trainer.engine.clip = kept  # type: ignore[method-assign]
         trainer.report.stepped = signalled  # type: ignore[method-assign]
+        disturb(trainer)
         with contextlib.closing(trainer.report):
             trainer.train()
     except (Exception, KeyboardInterrupt) as error:
@@ -118,6 +124,45 @@ def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> st
     finally:
         log.handlers[:], log.level, log.propagate = before
     return f"step {trainer.step}"
+
+
+def spoil_losses(steps: tuple[int, ...], trainer: Trainer) -> None:
+    """The loss of this process becomes NaN in these steps."""
+    forward = trainer.engine.forward
+
+    def spoilt(*arguments: Any, **options: Any) -> Any:
+        output = forward(*arguments, **options)
+        if trainer.step + 1 in steps:
+            output.parts["mlm"].loss_sum.data.fill_(math.nan)
+        return output
+
+    trainer.engine.forward = spoilt  # type: ignore[method-assign]
+
+
+def signal_in_validation(own: bool, batches: list[int], trainer: Trainer) -> None:
+    """SIGTERM, if it is this process's `own`, in its first held-out batch; counts the batches."""
+    forward = trainer.engine.forward
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        if not trainer.engine.model.training:
+            batches.append(1)
+            if own:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return forward(*arguments, **options)
+
+    trainer.engine.forward = signalled  # type: ignore[method-assign]
+
+
+def fail_saves(patch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The disk is full when the first process completes the states of these steps."""
+    write = write_json
+
+    def write_unless_full(path: Path, value: Any) -> None:
+        if value["step"] in steps:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, value)
+
+    patch.setattr(checkpoint, "write_json", write_unless_full)
 
 
 def work(place: Path) -> None:
@@ -148,16 +193,17 @@ def work(place: Path) -> None:
     train("fewer", "bert", batch_size=4, total_steps=6)
     train("more", "bert", batch_size=4, resume=place / "one-half.bin.states/6")
     train("other", "bert", batch_size=3, resume=place / "one-half.bin.states/6")
-    train("diverged", "bert", learning_rate=1e30, max_grad_norm=0)
-    save = Checkpoints.save
-
-    def full(self: Checkpoints, step: int, *rest: Any) -> Path:
-        if step == 2:
-            raise UserError("the disk is full")
-        return save(self, step, *rest)
-
-    Checkpoints.save = full  # type: ignore[method-assign]
-    train("full", "bert", save_checkpoint_steps=2)
+    train("diverged", "bert", learning_rate=1e30, max_grad_norm=0, max_skipped_steps=4)
+    train("spoilt", "bert", batch_size=4, disturb=partial(spoil_losses, (3, 4) if rank == 0 else (4, 8)))
+    held_out: list[int] = []
+    heed = partial(signal_in_validation, rank == 1, held_out)
+    train("validation", "bert", batch_size=2, disturb=heed, **dev)
+    outcomes["validated"] = str(len(held_out))
+    with pytest.MonkeyPatch.context() as patch:
+        fail_saves(patch, 2, 6)
+        train("full", "bert", save_checkpoint_steps=2, total_steps=8)
+        fail_saves(patch, 2, 4, 6, 8)
+        train("still full", "bert", save_checkpoint_steps=2)
     (place / f"outcomes-{rank}.json").write_text(json.dumps(outcomes))
 
 
@@ -192,6 +238,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             options = {"batch_size": 8, "eval_dataset_path": place / "dev", "eval_steps": 10}
             assert run(place, f"one-{model}.bin", model, **options) == f"step {STEPS}"
         assert run(place, "one-half.bin", "bert", batch_size=8, total_steps=6) == "step 6"
+        run(place, "one-spoilt.bin", "bert", batch_size=8, disturb=partial(spoil_losses, (3, 4, 8)))
         run(place, "one-small.bin", "bert", total_steps=1, batch_size=40, eval_dataset_path=place / "dev")
         run_processes(partial(work, place), 2, (0, 1), None)
         resumed = {"batch_size": 8, "resume": place / "fewer.bin.states/6"}
@@ -289,6 +336,7 @@ def test_a_stopped_run_ends_as_the_undisturbed_one(place: Path, outcomes: Callab
         for name in ("whole", "parts")
     ]
     assert states[0]["position"] == states[1]["position"] and states[0]["tokens"] == states[1]["tokens"]
+    assert states[0]["position"][0] > 0  # a later epoch
     moments = [
         [tensor for entry in state["optimizer"]["state"].values() for tensor in entry.values()]
         for state in states
@@ -343,7 +391,8 @@ def test_another_number_of_processes_goes_on(place: Path, outcomes: Callable[[st
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("full", "the disk is full"), ("diverged", "stopped being finite")]
+    ("name", "message"),
+    [("still full", "No space left on device"), ("diverged", "of 4 updates in a row was not finite")],
 )
 def test_what_stops_one_stops_all_and_is_told_once(
     outcomes: Callable[[str], list[str]], name: str, message: str
@@ -351,6 +400,39 @@ def test_what_stops_one_stops_all_and_is_told_once(
     first, second = outcomes(name)
     assert first.startswith("UserError: ") and second.startswith("SharedError: ")
     assert first.count(message) == 1
+
+
+def test_a_save_that_fails_on_one_process_stops_none(
+    place: Path, outcomes: Callable[[str], list[str]]
+) -> None:
+    assert outcomes("full") == ["step 8"] * 2
+    assert (place / "full.bin.log").read_text().count("No space left on device") == 2
+    assert sorted(path.name for path in (place / "full.bin.states").iterdir()) == ["4", "8"]
+
+
+def test_a_loss_that_is_lost_on_one_process_skips_the_update_of_all(
+    place: Path, outcomes: Callable[[str], list[str]]
+) -> None:
+    """So does one process, whose losses they share."""
+    assert outcomes("spoilt") == [f"step {STEPS}"] * 2
+    one, two = (records_of(place, name) for name in ("one-spoilt", "spoilt"))
+    assert [record["skipped_steps"] for record in two] == [0, 0, 1, 2, 2, 2, 2] + [3] * 13
+    for a, b in zip(one, two, strict=True):
+        for key in ("grad_norm", "skipped_steps", "tokens") + (() if a["loss"] is None else ("loss",)):
+            assert a[key] == (None if b[key] is None else pytest.approx(b[key], rel=1e-5))
+    two_ranks = r"step (\d+): no update.* of rank 0 ([\d: ]+); of rank 1 ([\d: ]+)$"
+    told = re.findall(two_ranks, (place / "spoilt.bin.log").read_text(), re.M)
+    alone = re.findall(
+        two_ranks.replace("; of rank 1 ([\\d: ]+)", ""), (place / "one-spoilt.bin.log").read_text(), re.M
+    )
+    assert [(step, f"{first} {second}") for step, first, second in told] == alone and len(told) == 3
+
+
+def test_a_validation_is_broken_off_on_all(place: Path, outcomes: Callable[[str], list[str]]) -> None:
+    """One process alone was told to stop, in the first of its batches."""
+    assert outcomes("validation") == ["Terminated: "] * 2 and outcomes("validated") == ["1", "1"]
+    assert "validation was broken off" in (place / "validation.bin.log").read_text()
+    assert [path.name for path in (place / "validation.bin.states").iterdir()] == ["10"]
 
 
 def test_the_engine_follows_from_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -122,6 +122,7 @@ def test_what_is_asked_of_the_optimizer_holds_after_loading(tmp_path: Path) -> N
 
     old = prepared(weight_decay=0.5, betas=(0.8, 0.9), eps=1e-3)
     old.backward(old.forward({"features": torch.ones(1, 2)}).sum())  # type: ignore[attr-defined]
+    old.clip(0)
     old.step(0.1)
     new = prepared(weight_decay=0.25, betas=(0.5, 0.6), eps=1e-5)
     new.load_state(tmp_path, old.save_state(tmp_path, "model.pt"))

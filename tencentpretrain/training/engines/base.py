@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -18,6 +19,7 @@ from tencentpretrain.errors import ConfigError
 from tencentpretrain.state_dict import read_tensors, save_weights
 from tencentpretrain.targets.output import TargetOutput
 from tencentpretrain.training.engines.ranks import Ranks
+from tencentpretrain.training.host import HostCopies
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -27,6 +29,8 @@ PEAKS = {
     "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12, "T4": 65e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
+
+_MORE, _STOP = 1, 2  # what a rank says before each batch of a validation: it has one, it was told to stop
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
@@ -86,6 +90,7 @@ class Engine:
     name: str
     rank = 0
     world_size = 1
+    sharded = False  # ranks hold parts of the weights, and have to run the model together
 
     def __init__(self, device: tuple[torch.device, list[str]], precision: str, compile: bool) -> None:
         self.device, self._notes = device
@@ -95,9 +100,10 @@ class Engine:
             # computes many times slower. Threads inherit this from who starts them, so it is set early.
             torch.set_flush_denormal(True)
         self.compile = compile
-        self.skips_overflow = self.precision == "fp16"  # updates whose gradient is not finite are left out
         self.ranks = Ranks()
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.skips_overflow)
+        self._copies = HostCopies()
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._spare: Batch  # a rank without a batch goes along with one it has seen
         self.model: nn.Module
         self.optimizer: Optimizer
 
@@ -158,14 +164,28 @@ class Engine:
             last: whether the update's last `backward` is that of this batch: then engines with ranks
                 exchange the gradients.
         """
+        if self.sharded and torch.is_grad_enabled():
+            self._spare = batch
         return self._run(self.model, batch)
 
-    def evaluate(self, batches: Iterator[Batch], stop: Sequence[int]) -> Iterator[TargetOutput]:
-        """Outputs of all batches of CPU tensors, unless there is something in `stop`."""
-        for batch in batches:
-            if stop:
-                return
-            yield self.forward(batch)
+    def evaluate(
+        self, batches: Iterator[Batch], stop: Sequence[int], take: Callable[[TargetOutput], None]
+    ) -> bool:
+        """Run the model on batches of CPU tensors, each rank on its own; false if it was broken off.
+
+        Args:
+            stop: something is in it as soon as this rank is told to; then all do.
+            take: is given the outputs.
+        """
+        while True:
+            batch = next(batches, None)
+            said = self.agree(_STOP if stop else 0 if batch is None else _MORE)
+            if said != _MORE:
+                return said != _STOP
+            if batch is not None:
+                take(self.forward(batch))
+            elif self.sharded:
+                self.forward(self._spare)
 
     def _run(self, model: nn.Module, batch: Batch) -> TargetOutput:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -175,8 +195,8 @@ class Engine:
         return output
 
     def backward(self, loss: Tensor) -> None:
-        """Add up gradients."""
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        """Add up gradients; those of a loss that is not finite are NaN."""
+        self._scaler.scale(poisoned(loss)).backward()  # type: ignore[no-untyped-call]
 
     def gradient(self, loss: Tensor, weight: Tensor) -> Tensor:
         """The gradient of one weight, up to a positive factor; nothing is added up anywhere."""
@@ -186,15 +206,43 @@ class Engine:
         """Scale gradients down to `max_norm` (0: leave them) and return their norm, still on the device."""
         self._scaler.unscale_(self.optimizer)
         if max_norm > 0:
-            return nn.utils.clip_grad_norm_(self._parameters, max_norm)
-        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            self._norm = nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        else:
+            self._norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        return self._norm
 
     def step(self, learning_rate: float) -> None:
+        """Update the weights, unless the norm of the gradient is not finite: then nothing changes.
+
+        All ranks have the same norm, and so do the same.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._scaler.step(self.optimizer)
+        if self._parameters[0].device.type != "cpu" and getattr(
+            self.optimizer, "_step_supports_amp_scaling", False
+        ):
+            # Its kernel looks at the norm itself, as it does for torch's GradScaler, so that nobody waits.
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~self._norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif self._norm.isfinite():
+            self.optimizer.step()
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def fetch(self, value: Tensor) -> Callable[[], float]:
+        """Begin to copy a number from the device; what is returned waits for it, not for what comes later."""
+        copy = value.detach().to("cpu", non_blocking=True)
+        if value.device.type != "cuda":
+            return copy.item
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+
+        def wait() -> float:
+            arrived.synchronize()
+            return copy.item()
+
+        return wait
 
     def reduce(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over all ranks, of the names that any of them has."""
@@ -203,6 +251,13 @@ class Engine:
     def agree(self, value: int) -> int:
         """The largest value of all ranks: what one of them was told, all of them do."""
         return value
+
+    def _load_by_name(self, directory: Path, training: Mapping[str, Any]) -> None:
+        """Take over a state of another engine."""
+        from tencentpretrain.training import sharded
+
+        stored, numbers = sharded.stored_in(directory, training, self.model, self.optimizer)
+        sharded.restore(self.model, self.optimizer, stored, numbers)
 
     def refusal(self, engine: str, world_size: int) -> str | None:
         """Why this engine cannot go on from a state that `engine` wrote with so many ranks; None: it can."""
@@ -225,6 +280,28 @@ class Engine:
         """
         if self.rank == 0:
             save_weights(self.model.state_dict(), directory / weights_name)
+        return self._training_state()
+
+    def snapshot(self) -> Callable[[Path, str], dict[str, Any]]:
+        """Copy the state to the host; what is returned writes the copy, as `save_state` does, in any thread.
+
+        It is no longer to be called when the next copy has been made.
+        """
+        if self.rank > 0:  # the first has it all
+            return lambda directory, weights_name: {}
+        weights, training = self._copies.take((dict(self.model.state_dict()), self._training_state()))
+
+        def write(directory: Path, weights_name: str) -> dict[str, Any]:
+            save_weights(weights, directory / weights_name)
+            return dict(training)
+
+        return write
+
+    def background_ranks(self) -> Ranks:
+        """The ranks, for a thread of each that speaks with the others beside the training."""
+        return self.ranks
+
+    def _training_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state(self, directory: Path, training: Mapping[str, Any]) -> None:
@@ -234,6 +311,9 @@ class Engine:
             directory: where `save_state` wrote; nothing in it is changed.
             training: what `save_state` returned, in a file that is mapped to memory.
         """
+        if (directory / "shards").is_dir():
+            self._load_by_name(directory, training)
+            return
         self.model.load_state_dict(dict(read_tensors(whole_weights(directory))))
         asked = [
             {name: value for name, value in group.items() if name != "params"}
@@ -259,3 +339,8 @@ class Engine:
             return None
         name = torch.cuda.get_device_name()
         return next((peak for known, peak in PEAKS.items() if known in name), None)
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite, with a gradient of NaN, which reaches every rank with the others."""
+    return loss * torch.where(loss.isfinite(), 1.0, math.nan)

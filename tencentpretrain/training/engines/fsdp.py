@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +33,7 @@ class FSDPEngine(GroupEngine):
     """
 
     name = "fsdp"
+    sharded = True
 
     def __init__(
         self,
@@ -48,7 +51,6 @@ class FSDPEngine(GroupEngine):
         if offload and self.backend == "nccl":
             self.backend = "cpu:gloo,cuda:nccl"  # the norm of gradients is added up where they are
         self._offload = offload
-        self._spare: Batch | None = None
 
     @property
     def title(self) -> str:
@@ -143,29 +145,55 @@ class FSDPEngine(GroupEngine):
 
     def forward(self, batch: Batch, last: bool = True) -> TargetOutput:
         if torch.is_grad_enabled():
-            self._spare = batch
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
         return super().forward(batch)
-
-    def evaluate(self, batches: Iterator[Batch], stop: Sequence[int]) -> Iterator[TargetOutput]:
-        """Ranks without a batch go along with those that have one, whose weights they hold."""
-        while True:
-            batch = None if stop else next(batches, None)
-            todo = self.agree(2 if stop else int(batch is not None))
-            if todo != 1:
-                return
-            spare = batch or self._spare
-            assert spare is not None
-            output = self.forward(spare)
-            if batch is not None:
-                yield output
 
     def clip(self, max_norm: float) -> Tensor:
         from torch.distributed.tensor import DTensor
 
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         assert isinstance(norm, DTensor)
-        norm = norm.full_tensor().to(self.device)
+        self._norm = norm.full_tensor().to(self.device)
         if max_norm > 0:
-            nn.utils.clip_grads_with_norm_(self._parameters, max_norm, norm)
-        return norm
+            nn.utils.clip_grads_with_norm_(self._parameters, max_norm, self._norm)
+        return self._norm
+
+    def save_state(self, directory: Path, weights_name: str) -> dict[str, Any]:
+        from tencentpretrain.training import sharded
+
+        tensors, numbers = sharded.tensors_of(self.model, self.optimizer)
+        sharded.write_parts(directory, tensors, self.ranks.group)
+        return {"names": sharded.names_of(self.model), "numbers": numbers}
+
+    def snapshot(self) -> Callable[[Path, str], dict[str, Any]]:
+        from torch.distributed.device_mesh import DeviceMesh
+        from torch.distributed.tensor import DTensor
+
+        from tencentpretrain.training import sharded
+
+        tensors, numbers = sharded.tensors_of(self.model, self.optimizer)
+        shared = {"names": sharded.names_of(self.model), "numbers": numbers}
+        copies = self._copies.take(
+            {name: each.to_local() if isinstance(each, DTensor) else each for name, each in tensors.items()}
+        )
+        group = self.background_ranks().group
+        mesh = DeviceMesh.from_group(group, "cpu")
+        for name, tensor in tensors.items():
+            if isinstance(tensor, DTensor):
+                copies[name] = DTensor.from_local(
+                    copies[name], mesh, tensor.placements, shape=tensor.shape, stride=tensor.stride()
+                )
+
+        def write(directory: Path, weights_name: str) -> dict[str, Any]:
+            sharded.write_parts(directory, copies, group)
+            return shared
+
+        return write
+
+    def load_state(self, directory: Path, training: Mapping[str, Any]) -> None:
+        from tencentpretrain.training import sharded
+
+        if not (directory / sharded.SHARDS).is_dir():
+            self._load_by_name(directory, training)
+            return
+        sharded.restore_parts(directory, self.model, self.optimizer, training["numbers"], self.ranks.group)

@@ -35,6 +35,7 @@ class GroupEngine(Engine):
         if self.backend == "nccl" and self.device.type != "cuda":
             raise ConfigError("--backend nccl needs GPUs, but there is none; use gloo, or leave it out.")
         self._own_group = False
+        self._background: GroupRanks | None = None
 
     @property
     def title(self) -> str:
@@ -54,6 +55,13 @@ class GroupEngine(Engine):
         host = dist.group.WORLD if self.backend == "gloo" else dist.new_group(backend="gloo")
         assert host is not None
         self.ranks: GroupRanks = GroupRanks(host)
+
+    def background_ranks(self) -> GroupRanks:
+        if self._background is None:
+            group = dist.new_group(backend="gloo")
+            assert group is not None
+            self._background = GroupRanks(group)
+        return self._background
 
     def close(self) -> None:
         self.ranks.barrier()
