@@ -65,6 +65,9 @@ class PretrainConfig:
         "auto: continue from the newest complete training state of output_model_path; never; or its path.",
     )
     keep_checkpoints: int = option(2, "Training states that are kept.", minimum=1)
+    async_checkpoint: bool = option(
+        False, "Copy a training state, and write the copy while training goes on."
+    )
     verify_dataset: bool = option(False, "Compare every file of the datasets with its checksum first.")
     eval_dataset_path: str | None = option(None, "Token store for validation.")
     eval_steps: int = option(1000, "Steps between two validations.", minimum=1)

@@ -382,7 +382,7 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     plan = Plan(
         pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
         pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
-        settings.run.max_skipped_steps, settings.data.seed, flops,
+        settings.run.max_skipped_steps, settings.data.seed, pretrain.async_checkpoint, flops,
     )  # fmt: skip
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
     if engine.rank == 0:

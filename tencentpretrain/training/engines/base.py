@@ -6,9 +6,10 @@ import copy
 import math
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,8 @@ from tencentpretrain.targets.output import TargetOutput
 from tencentpretrain.training.engines.ranks import Ranks
 from tencentpretrain.training.host import HostCopies
 
+P = ParamSpec("P")
+T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Dense bf16/fp16 FLOP/s (vendors' data sheets); the first of these that the device's name contains.
@@ -102,6 +105,7 @@ class Engine:
         self.compile = compile
         self.ranks = Ranks()
         self._copies = HostCopies()
+        self._thread = ThreadPoolExecutor(1)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
         self._spare: Batch  # a rank without a batch goes along with one it has seen
         self.model: nn.Module
@@ -129,7 +133,12 @@ class Engine:
         """Meet the other processes."""
 
     def close(self) -> None:
-        """Part from the other processes."""
+        """Part from the other processes, when what goes on in the background has ended."""
+        self._thread.shutdown()
+
+    def in_background(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Do this beside the training, one thing after the other."""
+        return self._thread.submit(work, *args, **kwargs)
 
     def building(self) -> AbstractContextManager[None]:
         """The model to train is built inside."""

@@ -64,6 +64,7 @@ class GroupEngine(Engine):
         return self._background
 
     def close(self) -> None:
+        super().close()
         self.ranks.barrier()
         if self._own_group:
             time.sleep(0.3)  # torch 2.13: a process that leaves at once may abort at exit
