@@ -28,6 +28,7 @@ from tencentpretrain.files import (
     write_json,
 )
 from tencentpretrain.state_dict import cause_on_disk
+from tencentpretrain.streaming import stream_tensors
 from tencentpretrain.training.engines.base import whole_weights
 from tencentpretrain.training.engines.ranks import Ranks
 
@@ -159,8 +160,11 @@ class Checkpoints:
         published = self._published(state.step)
         if publish and state.path.parent == self.directory and not published.exists():
             self.publish(published)
+        return self._training(state.path)
+
+    def _training(self, state: Path) -> dict[str, Any]:
         training: dict[str, Any] = torch.load(
-            state.path / TRAINING, map_location="cpu", weights_only=True, mmap=True
+            state / TRAINING, map_location="cpu", weights_only=True, mmap=True
         )
         return training
 
@@ -242,8 +246,14 @@ class Checkpoints:
     def publish(self, path: Path) -> None:
         """Give the weights of the newest state the name `path`, with their description beside it."""
         assert self._saved is not None
-        source = whole_weights(self._saved.path)
+        state = self._saved.path
         with complete_weights(path, self._describe(path)) as temporary:
+            if (state / "shards").is_dir():
+                from tencentpretrain.training.sharded import read_weights
+
+                stream_tensors(*read_weights(state, self._training(state)["names"]), temporary, path)
+                return
+            source = whole_weights(state)
             try:
                 os.link(source, temporary)
             except OSError:  # another file system, or one without links

@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from tencentpretrain.model import Model, build_model, check_provided, length_pro
 from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
 from tencentpretrain.training.checkpoint import Checkpoints, State
-from tencentpretrain.training.engines import DDPEngine, Engine, Place, SingleEngine, choose_engine
+from tencentpretrain.training.engines import DDPEngine, Engine, FSDPEngine, Place, SingleEngine, choose_engine
 from tencentpretrain.training.estimate import (
     Cost,
     measure_cost,
@@ -201,18 +201,19 @@ def _labels_num(stores: Sequence[TokenStore], given: int | None) -> int | None:
     return given or store.labels_num or None
 
 
-def fresh_model(settings: Settings) -> Model:
-    """The model that fits the dataset's tokenizers and labels."""
+def fresh_model(settings: Settings, place: Callable[[Model], None] | None = None) -> Model:
+    """The model that fits the dataset's tokenizers and labels; `place` as in `build_model`."""
     store = settings.store
     return build_model(
-        settings.model, store.tokenizer.vocab_size, settings.labels_num, store.tgt_tokenizer.vocab_size
+        settings.model, store.tokenizer.vocab_size, settings.labels_num, store.tgt_tokenizer.vocab_size, place
     )
 
 
-def make_model(settings: Settings) -> Model:
-    """The model with its initial weights, which are a function of the seed."""
+def make_model(settings: Settings, engine: Engine) -> Model:
+    """The model with its initial weights, which are a function of the seed, placed as the engine wants it."""
     torch.manual_seed(settings.data.seed)
-    model = fresh_model(settings)
+    with engine.building():
+        model = fresh_model(settings, engine.place)
     if settings.pretrain.deep_init:
         deep_init(model)
     if settings.pretrain.activation_checkpointing:
@@ -285,7 +286,12 @@ def validation_source(settings: Settings) -> list[Source]:
 
 def make_engine(settings: Settings) -> Engine:
     run, pretrain = settings.run, settings.pretrain
-    if choose_engine(run.engine, settings.place.world_size) == "ddp":
+    engine = choose_engine(run.engine, settings.place.world_size)
+    if engine == "fsdp":
+        return FSDPEngine(
+            settings.place, run.precision, run.compile, pretrain.backend, offload=pretrain.fsdp_offload
+        )
+    if engine == "ddp":
         return DDPEngine(settings.place, run.precision, run.compile, pretrain.backend)
     return SingleEngine(run.precision, run.compile, pretrain.gpu_ranks)
 
@@ -364,7 +370,7 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     loader = make_loader(settings, settings.sources, engine, pretrain.workers_num)
     validation = make_loader(settings, held_out, engine, pretrain.workers_num) if held_out else None
     data_lines = describe_data(settings, loader, validation)
-    model = make_model(settings)
+    model = make_model(settings, engine)
     log.info(f"model: {describe_model(settings, model)}")
     if pretrain.pretrained_model_path and state is None:
         for line in str(load_weights(model, pretrain.pretrained_model_path)).splitlines():
@@ -376,7 +382,7 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     plan = Plan(
         pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
         pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
-        settings.run.max_skipped_steps, settings.data.seed, flops,
+        settings.run.max_skipped_steps, settings.data.seed, pretrain.async_checkpoint, flops,
     )  # fmt: skip
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
     if engine.rank == 0:

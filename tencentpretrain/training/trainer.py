@@ -18,17 +18,15 @@ import torch
 
 from tencentpretrain.batch import labels_of
 from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, is_sequence
-from tencentpretrain.errors import Terminated, UserError
+from tencentpretrain.errors import Terminated
 from tencentpretrain.training.checkpoint import Checkpoints
 from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.report import Report
+from tencentpretrain.training.saving import Saver
 from tencentpretrain.training.skips import Skips
 from tencentpretrain.training.sums import Sums, mean_norm, means
 
 log = logging.getLogger("tencentpretrain")
-
-FAILED_SAVES = 3  # so many in a row end the run
-_MORE, _STOP = 1, 2  # what a rank says before each batch of a validation: it has one, it was told to stop
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +45,7 @@ class Plan:
     max_grad_norm: float
     max_skipped_steps: int
     seed: int
+    async_checkpoint: bool = False
     flops_per_token: float | None = None
 
 
@@ -99,9 +98,8 @@ class Trainer:
         self.position = DataPosition(0, 0)
         self.sums = Sums()  # since the last report
         self.skips = Skips(engine, plan.max_skipped_steps, self._kept)
-        self._saved_step = 0
+        self.saver = Saver(engine, checkpoints, plan.async_checkpoint)
         self._save_due = False  # it was put off
-        self._failed_saves = 0  # in a row
 
     def restore(self, directory: Path, training: Mapping[str, Any]) -> None:
         """Go on where a training state was saved.
@@ -110,7 +108,8 @@ class Trainer:
             training: of its `training.pt`.
         """
         self.engine.load_state(directory, training)
-        self.step = self._saved_step = training["step"]
+        self.step = training["step"]
+        self.saver.restored(self.step)
         self.tokens, self.position = training["tokens"], DataPosition(*training["position"])
         self.skips.total, self.skips.in_a_row = training.get("skipped", (0, 0))
         if self.engine.rank == 0:  # they are those of all ranks
@@ -229,14 +228,10 @@ class Trainer:
         sums = Sums()
         self.engine.model.eval()
         with torch.no_grad(), contextlib.closing(validation.one_pass()) as batches:
-            said = _MORE
-            while said == _MORE:
-                loaded = next(batches, None)
-                said = self.engine.agree(_STOP if stop else 0 if loaded is None else _MORE)
-                if said == _MORE and loaded is not None:
-                    sums.add_output(self.engine.forward(loaded.batch))
+            held_out = (loaded.batch for loaded in batches)
+            complete = self.engine.evaluate(held_out, stop, sums.add_output)
         self.engine.model.train()
-        if said == _STOP:
+        if not complete:
             log.info("validation was broken off")
             return
         averages = means(self.engine.reduce(sums.read()), sums.weights)
@@ -257,7 +252,9 @@ class Trainer:
         Args:
             final: there is no later.
         """
-        if self.step == self._saved_step:
+        if final:
+            self.saver.wait()
+        if self.step == self.saver.step:
             return
         sums = self._read_sums()
         self._save_due = self.skips.in_a_row > 0 and not final
@@ -270,14 +267,4 @@ class Trainer:
             "skipped": (self.skips.total, self.skips.in_a_row),
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
-        try:
-            path = self.checkpoints.save(self.step, self.engine.save_state, progress, self.engine.ranks)
-        except UserError as error:
-            self._failed_saves += 1
-            if final or self._failed_saves == FAILED_SAVES:
-                self.engine.close()
-                raise type(error)(f"{error} Then give the same command again to continue.") from None
-            log.warning(f"{error} Training goes on; it ends when {FAILED_SAVES} saves in a row have failed.")
-            return
-        log.info(f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}")
-        self._saved_step, self._failed_saves = self.step, 0
+        self.saver.save(self.step, progress, final)

@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from tencentpretrain.config import PreprocessConfig, TokenizerConfig
 from tencentpretrain.data.preprocess import preprocess
@@ -28,7 +29,7 @@ from tencentpretrain.registry import TARGETS
 from tencentpretrain.targets.output import Part
 from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.training import checkpoint, report
-from tencentpretrain.training.engines import DDPEngine, Place, choose_engine
+from tencentpretrain.training.engines import DDPEngine, Engine, Place, choose_engine
 from tencentpretrain.training.engines.processes import run_processes
 from tencentpretrain.training.pretraining import make_trainer, read_settings
 from tencentpretrain.training.trainer import Trainer
@@ -74,6 +75,16 @@ class PartlyUsed(torch.nn.Module):
         return Part(loss, torch.tensor(len(hidden)), {})
 
 
+def gradients_of(engine: Engine) -> dict[str, torch.Tensor]:
+    """By the name of the weight, whole, whatever part of them a process has."""
+    weights = engine.model.named_parameters()
+    gradients = {name: weight.grad for name, weight in weights if weight.grad is not None}
+    return {
+        name: gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
+        for name, gradient in gradients.items()
+    }
+
+
 def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> str:
     """Train as one process of those there are; what it ended with. Step 1's gradient is kept beside."""
     values: dict[str, Any] = {
@@ -95,9 +106,7 @@ def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> st
 
         def kept(max_norm: float) -> torch.Tensor:
             if trainer.step == 0:
-                weights = trainer.engine.model.named_parameters()
-                gradients = {name: p.grad.clone() for name, p in weights if p.grad is not None}
-                torch.save(gradients, place / f"{name}.gradient-{rank}")
+                torch.save(gradients_of(trainer.engine), place / f"{name}.gradient-{rank}")
             return clip(max_norm)
 
         def signalled() -> None:
@@ -268,6 +277,20 @@ def assert_same_curve(place: Path, one: str, other: str, first_step: int = 1) ->
             assert a[key] == pytest.approx(b[key], rel=1e-5), (a["step"], key)
 
 
+def assert_same_gradients(place: Path, one: str, other: str) -> None:
+    """Those of step 1, on both ranks of the other run."""
+    gradients = torch.load(place / f"{one}.bin.gradient-0", weights_only=True)
+    for rank in range(2):
+        others = torch.load(place / f"{other}.bin.gradient-{rank}", weights_only=True)
+        assert gradients.keys() == others.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+        whole, both = (
+            torch.cat([each[name].flatten() for name in gradients]) for each in (gradients, others)
+        )
+        assert (both - whole).norm() < 1e-6 * whole.norm()
+
+
 @pytest.mark.parametrize("model", AGREEING)
 @pytest.mark.parametrize("variant", ["", "-accumulated"])
 def test_two_processes_compute_what_one_does(
@@ -277,14 +300,7 @@ def test_two_processes_compute_what_one_does(
     assert outcomes(name) == [f"step {STEPS}"] * 2
     assert len([record for record in records_of(place, name) if "eval_loss" in record]) == 2
     assert_same_curve(place, f"one-{model}", name)
-    one = torch.load(place / f"one-{model}.bin.gradient-0", weights_only=True)
-    for rank in range(2):
-        other = torch.load(place / f"{name}.bin.gradient-{rank}", weights_only=True)
-        assert one.keys() == other.keys()
-        for weight, gradient in one.items():
-            torch.testing.assert_close(other[weight], gradient, rtol=1e-5, atol=1e-6, msg=weight)
-        whole, both = (torch.cat([each[weight].flatten() for weight in one]) for each in (one, other))
-        assert (both - whole).norm() < 1e-6 * whole.norm()
+    assert_same_gradients(place, f"one-{model}", name)
 
 
 def test_unused_parameters_are_searched_for_where_there_are_some(place: Path) -> None:

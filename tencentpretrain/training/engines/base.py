@@ -5,10 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,10 @@ from tencentpretrain.errors import ConfigError
 from tencentpretrain.state_dict import read_tensors, save_weights
 from tencentpretrain.targets.output import TargetOutput
 from tencentpretrain.training.engines.ranks import Ranks
+from tencentpretrain.training.host import HostCopies
 
+P = ParamSpec("P")
+T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Dense bf16/fp16 FLOP/s (vendors' data sheets); the first of these that the device's name contains.
@@ -28,6 +32,8 @@ PEAKS = {
     "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12, "T4": 65e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
+
+_MORE, _STOP = 1, 2  # what a rank says before each batch of a validation: it has one, it was told to stop
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
@@ -87,6 +93,7 @@ class Engine:
     name: str
     rank = 0
     world_size = 1
+    sharded = False  # ranks hold parts of the weights, and have to run the model together
 
     def __init__(self, device: tuple[torch.device, list[str]], precision: str, compile: bool) -> None:
         self.device, self._notes = device
@@ -97,7 +104,10 @@ class Engine:
             torch.set_flush_denormal(True)
         self.compile = compile
         self.ranks = Ranks()
+        self._copies = HostCopies()
+        self._thread = ThreadPoolExecutor(1)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._spare: Batch  # a rank without a batch goes along with one it has seen
         self.model: nn.Module
         self.optimizer: Optimizer
 
@@ -123,7 +133,19 @@ class Engine:
         """Meet the other processes."""
 
     def close(self) -> None:
-        """Part from the other processes."""
+        """Part from the other processes, when what goes on in the background has ended."""
+        self._thread.shutdown()
+
+    def in_background(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Do this beside the training, one thing after the other."""
+        return self._thread.submit(work, *args, **kwargs)
+
+    def building(self) -> AbstractContextManager[None]:
+        """The model to train is built inside."""
+        return nullcontext()
+
+    def place(self, model: nn.Module) -> None:
+        """What is done to a model that was built, before its weights get their values."""
 
     def prepare(
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer] | None = None
@@ -151,7 +173,28 @@ class Engine:
             last: whether the update's last `backward` is that of this batch: then engines with ranks
                 exchange the gradients.
         """
+        if self.sharded and torch.is_grad_enabled():
+            self._spare = batch
         return self._run(self.model, batch)
+
+    def evaluate(
+        self, batches: Iterator[Batch], stop: Sequence[int], take: Callable[[TargetOutput], None]
+    ) -> bool:
+        """Run the model on batches of CPU tensors, each rank on its own; false if it was broken off.
+
+        Args:
+            stop: something is in it as soon as this rank is told to; then all do.
+            take: is given the outputs.
+        """
+        while True:
+            batch = next(batches, None)
+            said = self.agree(_STOP if stop else 0 if batch is None else _MORE)
+            if said != _MORE:
+                return said != _STOP
+            if batch is not None:
+                take(self.forward(batch))
+            elif self.sharded:
+                self.forward(self._spare)
 
     def _run(self, model: nn.Module, batch: Batch) -> TargetOutput:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -184,7 +227,9 @@ class Engine:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.device.type != "cpu" and getattr(self.optimizer, "_step_supports_amp_scaling", False):
+        if self._parameters[0].device.type != "cpu" and getattr(
+            self.optimizer, "_step_supports_amp_scaling", False
+        ):
             # Its kernel looks at the norm itself, as it does for torch's GradScaler, so that nobody waits.
             self.optimizer.grad_scale = None  # type: ignore[attr-defined]
             self.optimizer.found_inf = (~self._norm.isfinite()).float()  # type: ignore[attr-defined]
@@ -220,6 +265,13 @@ class Engine:
         """The largest value of all ranks: what one of them was told, all of them do."""
         return value
 
+    def _load_by_name(self, directory: Path, training: Mapping[str, Any]) -> None:
+        """Take over a state of another engine."""
+        from tencentpretrain.training import sharded
+
+        stored, numbers = sharded.stored_in(directory, training, self.model, self.optimizer)
+        sharded.restore(self.model, self.optimizer, stored, numbers)
+
     def refusal(self, engine: str, world_size: int) -> str | None:
         """Why this engine cannot go on from a state that `engine` wrote with so many ranks; None: it can."""
         return None
@@ -241,6 +293,28 @@ class Engine:
         """
         if self.rank == 0:
             save_weights(self.model.state_dict(), directory / weights_name)
+        return self._training_state()
+
+    def snapshot(self) -> Callable[[Path, str], dict[str, Any]]:
+        """Copy the state to the host; what is returned writes the copy, as `save_state` does, in any thread.
+
+        It is no longer to be called when the next copy has been made.
+        """
+        if self.rank > 0:  # the first has it all
+            return lambda directory, weights_name: {}
+        weights, training = self._copies.take((dict(self.model.state_dict()), self._training_state()))
+
+        def write(directory: Path, weights_name: str) -> dict[str, Any]:
+            save_weights(weights, directory / weights_name)
+            return dict(training)
+
+        return write
+
+    def background_ranks(self) -> Ranks:
+        """The ranks, for a thread of each that speaks with the others beside the training."""
+        return self.ranks
+
+    def _training_state(self) -> dict[str, Any]:
         return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
 
     def load_state(self, directory: Path, training: Mapping[str, Any]) -> None:
@@ -250,6 +324,9 @@ class Engine:
             directory: where `save_state` wrote; nothing in it is changed.
             training: what `save_state` returned, in a file that is mapped to memory.
         """
+        if (directory / "shards").is_dir():
+            self._load_by_name(directory, training)
+            return
         self.model.load_state_dict(dict(read_tensors(whole_weights(directory))))
         asked = [
             {name: value for name, value in group.items() if name != "params"}

@@ -35,6 +35,7 @@ class GroupEngine(Engine):
         if self.backend == "nccl" and self.device.type != "cuda":
             raise ConfigError("--backend nccl needs GPUs, but there is none; use gloo, or leave it out.")
         self._own_group = False
+        self._background: GroupRanks | None = None
 
     @property
     def title(self) -> str:
@@ -55,7 +56,15 @@ class GroupEngine(Engine):
         assert host is not None
         self.ranks: GroupRanks = GroupRanks(host)
 
+    def background_ranks(self) -> GroupRanks:
+        if self._background is None:
+            group = dist.new_group(backend="gloo")
+            assert group is not None
+            self._background = GroupRanks(group)
+        return self._background
+
     def close(self) -> None:
+        super().close()
         self.ranks.barrier()
         if self._own_group:
             time.sleep(0.3)  # torch 2.13: a process that leaves at once may abort at exit

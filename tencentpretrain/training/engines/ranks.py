@@ -56,17 +56,17 @@ class GroupRanks(Ranks):
     """The processes of a gloo group of torch.distributed."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self._group = group
+        self.group = group
         self.rank, self.world_size = dist.get_rank(group), dist.get_world_size(group)
 
     def barrier(self) -> None:
         with watching():
-            dist.barrier(self._group)
+            dist.barrier(self.group)
 
     def agree(self, value: int) -> int:
         largest = torch.tensor(value)
         with watching():
-            dist.all_reduce(largest, dist.ReduceOp.MAX, self._group)
+            dist.all_reduce(largest, dist.ReduceOp.MAX, self.group)
         return int(largest)
 
     def gather(self, text: str) -> list[str]:
@@ -78,7 +78,7 @@ class GroupRanks(Ranks):
         padded[: len(data)] = data
         texts = [torch.empty_like(padded) for _ in range(self.world_size)]
         with watching():
-            dist.all_gather(texts, padded, self._group)
+            dist.all_gather(texts, padded, self.group)
         return [bytes(each.tolist()).rstrip(b"\0").decode() for each in texts]
 
     def collect(self, value: Any) -> list[Any]:
