@@ -54,9 +54,12 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     if configs[AdversarialConfig].use_adv and "word" not in model_config.embedding:
         raise ConfigError("--use_adv perturbs the embedding 'word', which this model does not have.")
     place = Place.here() or Place()
+    kind_of_engine = choose_engine(run.engine, place.world_size)
+    if kind_of_engine not in ("single", "ddp"):
+        raise ConfigError(f"--engine {kind_of_engine} is for pre-training; fine-tuning has single and ddp.")
     start_logging(run, place.rank)
     engine: Engine = SingleEngine(run.precision, run.compile)
-    if choose_engine(run.engine, place.world_size) == "ddp":
+    if kind_of_engine == "ddp":
         engine = DDPEngine(place, run.precision, run.compile)
     engine.start()
     if engine.rank > 0:

@@ -368,3 +368,10 @@ def test_an_interrupted_run_keeps_the_best_and_the_latest_weights(
     best, latest = read_state_dict(tmp_path / "model.bin"), read_state_dict(tmp_path / "model.bin-20")
     assert not torch.equal(best["output_layer_2.weight"], latest["output_layer_2.weight"])
     assert (tmp_path / "model.bin-20.json").is_file()
+
+
+def test_engines_that_shard_are_for_pretraining(arguments: Arguments) -> None:
+    with pytest.raises(
+        ConfigError, match="--engine fsdp is for pre-training; fine-tuning has single and ddp"
+    ):
+        finetune("classifier", arguments(engine="fsdp"))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tencentpretrain.errors import ConfigError, UserError
 from tencentpretrain.training.engines.base import Engine
-from tencentpretrain.training.engines.processes import Place
+from tencentpretrain.training.engines.processes import Place, meeting_store
 from tencentpretrain.training.engines.ranks import GroupRanks, watching
 
 _SEED_OF_RANK = 0x85EBCA6B  # odd, so that no two ranks share a seed
@@ -44,11 +44,12 @@ class GroupEngine(Engine):
     def start(self) -> None:
         if not dist.is_initialized():
             self._own_group = True
+            place = Place(self.rank, self.world_size)
             dist.init_process_group(
                 self.backend,
                 rank=self.rank,
                 world_size=self.world_size,
-                store=dist.HashStore() if self.world_size == 1 else None,  # type: ignore[attr-defined]
+                store=meeting_store(place) if self.world_size > 1 else dist.HashStore(),  # type: ignore[attr-defined]
                 device_id=self.device if self.backend == "nccl" else None,
             )
         # Numbers on the host go another way than gradients, so that no device is waited for.

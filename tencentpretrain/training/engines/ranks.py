@@ -84,7 +84,7 @@ class GroupRanks(Ranks):
     def collect(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world_size
         with watching():
-            dist.all_gather_object(values, value, self._group)
+            dist.all_gather_object(values, value, self.group)
         return values
 
     @contextlib.contextmanager
