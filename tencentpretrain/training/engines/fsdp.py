@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,8 @@ class FSDPEngine(GroupEngine):
             for name, parameter in model.named_parameters()
             if parameter in self._vectors
         }
+        # Layers hand on the attention mask, which may be a view; nothing is done to it in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         place = CPUOffloadPolicy() if self._offload else OffloadPolicy()
         layers = [child for child in model.modules() if isinstance(child, TransformerLayer)]
