@@ -24,16 +24,11 @@ class LayerNorm(nn.Module):
         return F.layer_norm(hidden, self.gamma.shape, self.gamma, self.beta, self.eps)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalisation without mean or bias (Zhang & Sennrich 2019; T5, LLaMA)."""
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.rms_norm(hidden, self.weight.shape, self.weight.to(hidden.dtype), self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"normal": LayerNorm, "t5": RMSNorm, "rms": RMSNorm}
