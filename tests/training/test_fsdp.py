@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_ddp import STEPS, assert_same_curve, run, write_stores
+from test_ddp import STEPS, assert_same_curve, records_of, run, write_stores
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from tencentpretrain.config import ModelConfig
@@ -70,6 +70,7 @@ def one_of_two(place: Path) -> None:
     )  # fmt: skip
     for name, (model, options) in UNUSUAL.items():
         train(name, model, **options, batch_size=4, total_steps=3)
+    train("rounded", "bert", batch_size=4, total_steps=3, precision="bf16")
     write_data = FileSystemWriter.write_data
 
     def full(self: FileSystemWriter, *arguments: Any) -> Any:
@@ -165,6 +166,12 @@ def test_initial_weights_are_those_of_one_process(place: Path) -> None:
 def test_unusual_models(place: Path, outcomes: Callable[[str], list[str]], name: str) -> None:
     assert outcomes(name) == ["step 3"] * 2
     assert_same_curve(place, f"one-{name}", name)
+
+
+def test_layers_compute_in_bf16(place: Path, outcomes: Callable[[str], list[str]]) -> None:
+    assert outcomes("rounded") == ["step 3"] * 2
+    losses = [[record["loss"] for record in records_of(place, name)[:3]] for name in ("one", "rounded")]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3) and losses[1] != pytest.approx(losses[0], rel=1e-6)
 
 
 @pytest.mark.parametrize("name", ["full", "full-background"])

@@ -262,12 +262,11 @@ def test_a_state_is_written_while_training_goes_on(
     options = {"save_checkpoint_steps": 4, "keep_checkpoints": 3}
     run("usual.bin", **options)
     states = tmp_path / "parallel.bin.states"
-    write, goes_on, seen = checkpoint.write_json, threading.Event(), []
+    complete, goes_on, seen = checkpoint.complete_directory, threading.Event(), []
 
-    def held_up(path: Path, value: Any) -> None:
-        if value["step"] == 4:
-            assert goes_on.wait(60)
-        write(path, value)
+    def held_up(path: Path) -> Any:
+        assert path.name != "4" or goes_on.wait(60)
+        return complete(path)
 
     def stepped(trainer: Trainer, batches: Any) -> None:
         update(trainer, batches)
@@ -276,7 +275,7 @@ def test_a_state_is_written_while_training_goes_on(
             goes_on.set()
 
     update = Trainer._update
-    monkeypatch.setattr(checkpoint, "write_json", held_up)
+    monkeypatch.setattr(checkpoint, "complete_directory", held_up)
     monkeypatch.setattr(Trainer, "_update", stepped)
     run("parallel.bin", **options, async_checkpoint=True)
     assert not seen and sorted(path.name for path in states.iterdir()) == ["12", "4", "8"]
