@@ -19,7 +19,7 @@ C = TypeVar("C")
 
 # Legal in every JSON file and no options: for readers, and what write_description adds beside weights.
 DOCUMENTARY = (
-    "about", "labels", "special_tokens", "tgt_special_tokens", "tgt_tokenizer_fingerprint",
+    "about", "family", "labels", "special_tokens", "tgt_special_tokens", "tgt_tokenizer_fingerprint",
     "tgt_tokenizer_path", "tgt_vocab_size", "tokenizer_fingerprint", "tokenizer_path", "vocab_size",
 )  # fmt: skip
 

@@ -166,14 +166,15 @@ class ModelConfig:
         return self.decoder_layers_num or self.layers_num
 
     def encoder_alone(self) -> ModelConfig:
-        """The same model without its decoder and what only a decoder has."""
+        """The same model without its decoder and what only a decoder has; `target` is what suits it then."""
         return dataclasses.replace(
             self,
             decoder=None,
-            tgt_embedding=("word",),
             decoder_layers_num=None,
+            tgt_embedding=("word",),
             share_embedding=False,
-            target=(),
+            target=("mlm",),
+            tie_weights=False,
         )
 
     @property

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from tencentpretrain.config import ModelConfig
@@ -71,6 +72,7 @@ class Setting:
         words: their word to ours where the spelling differs; the way back takes the first.
         read: our value from all of theirs, where it takes more than looking one up (nested values).
         write: their value from our configuration, likewise. Both may raise WeightsError.
+        fixed: theirs is always the default; another value of ours is converted all the same, and told.
     """
 
     ours: str | tuple[str, ...]
@@ -79,6 +81,7 @@ class Setting:
     words: Mapping[Any, Any] | None = None
     read: Callable[[Values], Any] | None = None
     write: Callable[[ModelConfig], Any] | None = None
+    fixed: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -96,12 +99,17 @@ class Setting:
         for theirs_word, ours in self.words.items():
             if theirs_word == value:
                 return ours
-        raise WeightsError(f"`{self.theirs}` is {value}, expected one of {', '.join(map(str, self.words))}")
+        known = ", ".join(map(str, self.words))
+        raise WeightsError(
+            f"`{self.theirs}` is {value}, only {known} {'are' * (len(self.words) > 1) or 'is'} supported"
+        )
 
     def to_theirs(self, config: ModelConfig) -> Any:
         """Their value; WeightsError where there is none."""
         if self.write is not None:
             return self.write(config)
+        if self.fixed:
+            return self.default
         first, *others = self.options
         value = getattr(config, first)
         for other in others:
@@ -143,6 +151,7 @@ class Family:
         implied: what makes tensors of theirs that files may leave out, from the others and our configuration.
         spellings: older names (a pattern and its replacement).
         ignored: patterns of names that carry no weights of this model: buffers, heads of other tasks.
+        remark: what of their model ours leaves out, for the user.
         settings: configuration values that vary.
         fixed_ours: our options that must have a value other than their default. Every further option that
             shapes the network and that no setting names must have its default.
@@ -179,6 +188,7 @@ class Family:
     implied: Callable[[Mapping[str, Tensor], Values], Mapping[str, Callable[[], Tensor]]] | None = None
     spellings: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
+    remark: str | None = None
     heads: tuple[Head, ...] = ()
     head: str | None = None
 
@@ -322,7 +332,12 @@ def to_ours(
     for shared in family.shared:
         if _rule(family, shared.source) is None:
             names.pop(shared.source, None)
-    source = _with_implied(family, renamed(theirs, names), config or {}, ours=False)
+    named = renamed(theirs, names)
+    if family.implied is not None:
+        _check_computed(
+            family.implied(named, config or {}), renamed(theirs, {family.canonical(n): n for n in ignored})
+        )
+    source = _with_implied(family, named, config or {}, ours=False)
     done = _convert(family, source, config or {}, parts, ignored, ours=False)
     copied = {
         copy.name.format(layer): copy.source
@@ -331,6 +346,16 @@ def to_ours(
     }
     names = {name: name for name in done.tensors} | copied
     return dataclasses.replace(done, tensors=renamed(done.tensors, names))
+
+
+def _check_computed(makers: Mapping[str, Callable[[], Tensor]], ignored: Mapping[str, Tensor]) -> None:
+    """Refuse tensors that our model computes where they have other values: positions that were trained."""
+    for name in makers.keys() & ignored.keys():
+        stored, computed = ignored[name].float(), makers[name]().float()
+        shorter = min(len(stored), len(computed))
+        # Half precision rounds to three digits.
+        if not torch.allclose(stored[:shorter], computed[:shorter], rtol=0, atol=1e-2):
+            raise WeightsError(f"'{name}' was trained, while it is computed here.")
 
 
 def to_theirs(

@@ -35,7 +35,7 @@ _TOKENIZER_FILES = (
 # What a directory holds that `write` may replace: its own work.
 _WRITTEN = re.compile(
     r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
-    r"|vocab\.(txt|json)|merges\.txt|.+\.spm|.+\.model|tokenizer_config\.json|special_tokens_map\.json"
+    r"|vocab\.(txt|json)|merges\.txt|tokenizer\.json|.+\.spm|.+\.model|tokenizer_config\.json|special_tokens_map\.json"
     r"|modules\.json|sentence_bert_config\.json|1_Pooling|2_Normalize"
 )
 
@@ -140,7 +140,7 @@ def read(
             said = home / CONFIG if has_config else "the configuration"
             raise WeightsError(f"{said} says {values[name]} layers of {stack}, but {path} has {layers}.")
     shared = _what_is_shared(family, theirs, values)
-    notes = converted.notes
+    notes = [*converted.notes, *([family.remark] if family.remark else [])]
     if family.head is not None and not (converted.parts or converted.incomplete):
         notes.append(f"there is no {family.head} head, which {home / CONFIG} names")
     if values.get("tie_weights", False) and not shared["tie_weights"]:
@@ -331,6 +331,15 @@ def their_config(
     return values | {"vocab_size": word.shape[0], "dtype": str(word.dtype).removeprefix("torch.")}
 
 
+def departures(family: Family, config: ModelConfig) -> list[str]:
+    """What their model has otherwise than ours, though it is converted; a line each."""
+    return [
+        f"`{setting.options[0]}` is {value} here and always {setting.default} there: outputs differ a little"
+        for setting in family.settings
+        if setting.fixed and (value := getattr(config, setting.options[0])) != setting.default
+    ]
+
+
 def _misfits(family: Family, config: ModelConfig, parts: Sequence[str]) -> Iterator[str]:
     """Every option of ours that has a value their model cannot have."""
     mapped = {name for setting in family.settings for name in setting.options}
@@ -381,7 +390,8 @@ def check_replaceable(path: Path) -> None:
         return
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     others = [name for name in names if not _WRITTEN.fullmatch(name)]
-    if path.is_dir() and not others and (CONFIG in names or not names):
+    theirs = CONFIG in names and "transformers_version" in read_json(path / CONFIG)  # which ours never says
+    if path.is_dir() and not others and (CONFIG in names or not names) and not theirs:
         return
     what = f"is a directory that holds '{(others or names)[0]}'" if names else "is a file"
     raise ConfigError(

@@ -29,7 +29,7 @@ from tencentpretrain.description import (
 from tencentpretrain.errors import ConfigError, DataError, WeightsError, weights_of
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
-from tencentpretrain.state_dict import save_weights
+from tencentpretrain.state_dict import WHOLE, save_weights
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
 from tencentpretrain.weights import check_fit, layers_of, open_weights, publish_weights
 
@@ -215,6 +215,11 @@ def bring(config: ConversionConfig, read: Callable[[Path], TheirModel], siamese:
         raise ConfigError(
             f"--output_model_path: {target} is a directory; name a file, as {target}/model.bin."
         )
+    if target.name in WHOLE and huggingface.is_model_directory(target.parent):
+        raise ConfigError(
+            f"--output_model_path: {target} would lie in a Hugging Face directory, as its weights; give "
+            "another place."
+        )
     model = read(source)
     check_layers(source, model.tensors, config)
     tensors = two_streams(model.tensors) if siamese else model.tensors
@@ -266,7 +271,7 @@ def _describe(model: TheirModel, source: Path, target: Path) -> tuple[dict[str, 
         except DataError as error:
             why = str(error)
     said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
-    further = {name: model.values[name] for name in SENTENCES if name in model.values}
+    further = {"family": base.name} | {name: model.values[name] for name in SENTENCES if name in model.values}
     if (target_size := tgt_vocab_size(model.tensors)) not in (None, vocab_size):
         further["tgt_vocab_size"] = target_size
     description = make_description(
@@ -310,7 +315,7 @@ def _to_huggingface(
     with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
-            family = _detect(tensors, model_config, tokenizer, labels, families)
+            family = _detect(tensors, model_config, tokenizer, labels, families, description.get("family"))
         ignored = huggingface.write(
             target,
             family,
@@ -328,6 +333,9 @@ def _to_huggingface(
         f"ignored: {', '.join(ignored) or 'none'}",
         sep="\n",
     )
+    if model_config is not None:
+        for line in huggingface.departures(family, model_config):
+            print(line)
     if to_directory and tokenizer is None:
         print("no tokenizer is written: none lies beside the weights (--vocab_path gives one)")
     elif tokenizer is not None and huggingface.their_tokenizer(family, tokenizer) is None:
@@ -342,8 +350,12 @@ def _detect(
     tokenizer: Tokenizer | None,
     labels: Sequence[str] | None,
     families: Sequence[Family],
+    came_from: str | None,
 ) -> Family:
     """The family that weights of ours fit, with its head.
+
+    Args:
+        came_from: name of the family that they were converted from, where that is known.
 
     Raises:
         WeightsError: none; with what is in the way of the nearest one.
@@ -359,7 +371,10 @@ def _detect(
             fitting.append(family)
     if not fitting:
         raise WeightsError(min(problems, key=_distance))
-    if tokenizer is not None:
+    original = [family for family in fitting if family.name == came_from]
+    if original:
+        fitting = original
+    elif tokenizer is not None:
         usual = [
             family
             for family in fitting

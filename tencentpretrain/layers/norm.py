@@ -21,19 +21,18 @@ class LayerNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(size))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.layer_norm(hidden, self.gamma.shape, self.gamma, self.beta, self.eps)
+        # Never in less than the hidden states have: on the CPU torch takes no bf16 weights (fsdp) with fp32.
+        gamma, beta = (
+            each.to(torch.promote_types(each.dtype, hidden.dtype)) for each in (self.gamma, self.beta)
+        )
+        return F.layer_norm(hidden, gamma.shape, gamma, beta, self.eps)
 
 
-class RMSNorm(nn.Module):
+class RMSNorm(nn.RMSNorm):
     """Root-mean-square normalisation without mean or bias (Zhang & Sennrich 2019; T5, LLaMA)."""
 
-    def __init__(self, size: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        return F.rms_norm(hidden, self.weight.shape, self.weight.to(hidden.dtype), self.eps)
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
 
 
 NORMS: dict[str, Callable[[int, float], nn.Module]] = {"normal": LayerNorm, "t5": RMSNorm, "rms": RMSNorm}

@@ -246,14 +246,18 @@ class Checkpoints:
     def publish(self, path: Path) -> None:
         """Give the weights of the newest state the name `path`, with their description beside it."""
         assert self._saved is not None
-        state = self._saved.path
+        state, published = self._saved.path, self._published(self._saved.step)
         with complete_weights(path, self._describe(path)) as temporary:
-            if (state / "shards").is_dir():
+            if not (state / "shards").is_dir():
+                source = whole_weights(state)
+            elif path != published and state.parent == self.directory:
+                source = published
+            else:
                 from tencentpretrain.training.sharded import read_weights
 
-                stream_tensors(*read_weights(state, self._training(state)["names"]), temporary, path)
+                weights, like = read_weights(state, self._training(state)["names"])
+                stream_tensors(weights, like, temporary, self.output)  # whose suffix says the format
                 return
-            source = whole_weights(state)
             try:
                 os.link(source, temporary)
             except OSError:  # another file system, or one without links

@@ -26,6 +26,7 @@ from torch.optim import Optimizer
 
 from tencentpretrain.state_dict import LazyTensors, assign, read_tensors
 from tencentpretrain.training.engines.base import whole_weights
+from tencentpretrain.training.engines.ranks import watching
 
 SHARDS = "shards"  # the directory of a state that holds its parts
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
@@ -109,7 +110,7 @@ def write_parts(directory: Path, tensors: Mapping[str, Tensor], group: dist.Proc
         OSError: on every rank, if one cannot write.
     """
     writer = FileSystemWriter(directory / SHARDS, sync_files=False)  # whoever completes the state does that
-    with _disk_errors():
+    with watching(), _disk_errors():
         save_parts(dict(tensors), storage_writer=writer, process_group=group)
 
 
@@ -182,7 +183,7 @@ def restore_parts(
     """As `restore`; each rank reads what it needs of the parts, whatever number of ranks wrote them."""
     reader = _Reader(directory / SHARDS)
     tensors = _room_for(model, optimizer, reader.metadata.state_dict_metadata.keys() | numbers.keys())
-    with _disk_errors():
+    with watching(), _disk_errors():
         load_parts(tensors, storage_reader=reader, process_group=group)
     _take_numbers(model, optimizer, numbers)
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import pytest
 from tiny_models import VOCABULARY, tiny_bert
 
+from tencentpretrain.conversion.program import convert
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -47,3 +49,16 @@ def run_script(
 
     yield run
     signal.signal(signal.SIGTERM, on_term)
+
+
+@pytest.fixture
+def run_convert(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """What scripts/convert.py prints; errors are raised."""
+
+    def run(to: str, source: Path, target: Path, *options: str) -> str:
+        files = ["--input_model_path", str(source), "--output_model_path", str(target)]
+        monkeypatch.setattr(sys, "argv", ["program", "--to", to, *files, *options])
+        convert()
+        return capsys.readouterr().out
+
+    return run

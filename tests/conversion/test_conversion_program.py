@@ -138,7 +138,7 @@ def test_base_model_without_heads(run, tmp_path: Path) -> None:
             "`position_embedding_type` is relative_key, only absolute",
         ),
         ({"type_vocab_size": 1}, "`type_vocab_size` is 1, only 2"),
-        ({"hidden_act": "quick_gelu"}, "`hidden_act` is quick_gelu, expected one of gelu"),
+        ({"hidden_act": "quick_gelu"}, "`hidden_act` is quick_gelu, only gelu"),
         ({"num_hidden_layers": 5}, "says 5 layers"),
         ({"hidden_size": 48}, "does not fit"),
         ({"model_type": "reformer"}, "model_type 'reformer'; known: bert, "),

@@ -16,7 +16,7 @@ from tencentpretrain.config import ModelConfig, options_of
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family
 from tencentpretrain.conversion.maps import BERT, FAMILIES, families_of
-from tencentpretrain.conversion.program import convert, from_huggingface
+from tencentpretrain.conversion.program import from_huggingface
 from tencentpretrain.errors import ConfigError, WeightsError
 from tencentpretrain.weights import read_state_dict, save_weights, write_description
 
@@ -31,17 +31,6 @@ LLAMA_LIKE: dict[str, Any] = {
     "remove_embedding_layernorm": True, "remove_transformer_bias": True, "rotary_position_embedding": True,
 }  # fmt: skip
 SIZES_OF_THEIRS = {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def call(to: str, source: Path, target: Path, *options: str) -> str:
-        files = ["--input_model_path", str(source), "--output_model_path", str(target)]
-        monkeypatch.setattr(sys, "argv", ["program", "--to", to, *files, *options])
-        convert()
-        return capsys.readouterr().out
-
-    return call
 
 
 def ours(path: Path, **values: Any) -> Path:
@@ -63,14 +52,14 @@ def ours(path: Path, **values: Any) -> Path:
     ],
 )
 def test_family_of_ours_is_found(
-    run, tmp_path: Path, values: dict[str, Any], said: str, options: tuple[str, ...]
+    run_convert, tmp_path: Path, values: dict[str, Any], said: str, options: tuple[str, ...]
 ) -> None:
     source = ours(tmp_path / "ours.bin", **values)
-    printed = run("huggingface", source, tmp_path / "back", "--verify", *options)
+    printed = run_convert("huggingface", source, tmp_path / "back", "--verify", *options)
     assert said in printed and "hidden states: largest difference" in printed
     # And back, with what lies beside it, by the stable interface.
     again = tmp_path / "again.bin"
-    run("tencentpretrain", tmp_path / "back", again)
+    run_convert("tencentpretrain", tmp_path / "back", again)
     first, second = load_config(f"{source}.json"), load_config(f"{again}.json")
     changed = {name for name in options_of(ModelConfig) if getattr(first, name) != getattr(second, name)} - {
         "dropout",
@@ -114,7 +103,8 @@ def _of(family: Family) -> ModelConfig:
         "pegasus": {"scale_embedding": True},
         "marian": {"scale_embedding": True},
     }
-    values = huggingface.our_values(family, said.get(family.name, {}), Path("config.json"))
+    theirs = said.get(family.name.removesuffix("-encoder"), {})
+    values = huggingface.our_values(family, theirs, Path("config.json"))
     known = {name: value for name, value in values.items() if value is not None}
     known = {name: tuple(value) if isinstance(value, list) else value for name, value in known.items()}
     return ModelConfig(**known, target=next(iter(family.types.values())))
@@ -129,25 +119,25 @@ def _misfits(family: Family, config: ModelConfig, parts: Any, **changes: Any) ->
     return list(huggingface._misfits(family, changed, parts))
 
 
-def test_every_problem_is_told(run, tmp_path: Path) -> None:
+def test_every_problem_is_told(run_convert, tmp_path: Path) -> None:
     source = ours(
         tmp_path / "ours.bin", **BERT_LIKE, remove_attention_scale=True, rotary_position_embedding=True,
         has_residual_attention=True, hidden_act="gelu",
     )  # fmt: skip
     with pytest.raises(WeightsError) as caught:
-        run("huggingface", source, tmp_path / "back")
+        run_convert("huggingface", source, tmp_path / "back")
     for name in ("remove_attention_scale", "rotary_position_embedding", "has_residual_attention"):
         assert f"`{name}` is " in str(caught.value)
     assert "not a bert model" in str(caught.value) and not (tmp_path / "back").exists()
 
 
-def test_options_of_parts_that_are_not_there_are_neutral(run, tmp_path: Path) -> None:
+def test_options_of_parts_that_are_not_there_are_neutral(run_convert, tmp_path: Path) -> None:
     source = ours(
         tmp_path / "ours.bin", **{**BERT_LIKE, "target": ("mlm",)}, pooling="mean", rope_theta=5.0,
         has_lmtarget_bias=True, relative_attention_buckets_num=7,
         sinusoidal_variant="marian", tgt_embedding=("word", "pos"), attention_head_size=8,
     )  # fmt: skip
-    run("huggingface", source, tmp_path / "back", "--verify")
+    run_convert("huggingface", source, tmp_path / "back", "--verify")
 
 
 def test_model_type_decides_between_equal_names() -> None:
@@ -159,10 +149,12 @@ def test_model_type_decides_between_equal_names() -> None:
     assert [family.name for family in families_of(gated, "t5")] == ["t5-v1_1"]
 
 
-def test_models_that_differ_are_an_error(run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_models_that_differ_are_an_error(
+    run_convert, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     tiny_bert().save_pretrained(tmp_path / "theirs")
     config = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))
-    run("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--verify")
+    run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--verify")
     from tencentpretrain.conversion.verification import verify
 
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
@@ -182,7 +174,7 @@ def test_models_that_differ_are_an_error(run, tmp_path: Path, capsys: pytest.Cap
         ("BertForMultipleChoice", {**SIZES_OF_THEIRS, "num_attention_heads": 2}),
     ],
 )
-def test_verify_is_of_the_same_input(run, tmp_path: Path, kind: str, sizes: dict[str, Any]) -> None:
+def test_verify_is_of_the_same_input(run_convert, tmp_path: Path, kind: str, sizes: dict[str, Any]) -> None:
     import transformers
 
     torch.manual_seed(0)
@@ -192,22 +184,24 @@ def test_verify_is_of_the_same_input(run, tmp_path: Path, kind: str, sizes: dict
     for parameter in randomised.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     randomised.save_pretrained(tmp_path / "theirs")
-    printed = run("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--verify")
+    printed = run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--verify")
     assert "hidden states: largest difference" in printed
 
 
 @pytest.mark.parametrize("kept", ["notes.txt", "pytorch_model.bin", "ours.bin"])
-def test_nothing_but_its_own_work_is_replaced(run, tmp_path: Path, kept: str) -> None:
+def test_nothing_but_its_own_work_is_replaced(run_convert, tmp_path: Path, kept: str) -> None:
     source = ours(tmp_path / "models" / "ours.bin", **BERT_LIKE)
     target = tmp_path / "theirs"
-    run("huggingface", source, target)
-    run("huggingface", source, target)  # its own work is
+    run_convert("huggingface", source, target)
+    run_convert("huggingface", source, target)  # its own work is
     (target / kept).write_text("mine")
     with pytest.raises(ConfigError, match=rf"theirs is a directory that holds '{kept}'.*not overwritten"):
-        run("huggingface", source, target)
+        run_convert("huggingface", source, target)
     with pytest.raises(ConfigError, match=r"models is a directory that holds 'ours\.bin'"):
-        run("huggingface", source, tmp_path / "models")
+        run_convert("huggingface", source, tmp_path / "models")
     assert (target / kept).read_text() == "mine" and source.is_file()
+    with pytest.raises(ConfigError, match="would lie in a Hugging Face directory"):
+        run_convert("tencentpretrain", target, target / "pytorch_model.bin")
 
 
 @pytest.mark.parametrize(
@@ -225,39 +219,41 @@ def test_nothing_but_its_own_work_is_replaced(run, tmp_path: Path, kept: str) ->
         ({**SIZES, "embedding": ("word",), "encoder": "bilstm", "target": ("cls",)}, "have no place"),
     ],
 )  # fmt: skip
-def test_what_keeps_from_the_nearest_family(run, tmp_path: Path, values: dict[str, Any], said: str) -> None:
+def test_what_keeps_from_the_nearest_family(
+    run_convert, tmp_path: Path, values: dict[str, Any], said: str
+) -> None:
     config = ModelConfig(**values)
     save_weights(build_model(config, 30, 2).state_dict(), tmp_path / "ours.bin")
     write_description(tmp_path / "ours.bin", config, None, vocab_size=30, labels_num=2)
     with pytest.raises(WeightsError, match=said):
-        run("huggingface", tmp_path / "ours.bin", tmp_path / "theirs")
+        run_convert("huggingface", tmp_path / "ours.bin", tmp_path / "theirs")
 
 
-def test_messages_name_the_path(run, tmp_path: Path) -> None:
+def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:
     tiny_bert().save_pretrained(tmp_path / "theirs")
     with pytest.raises(ConfigError, match=r"models is a directory; name a file, as .*models/model\.bin"):
         (tmp_path / "models").mkdir()
-        run("tencentpretrain", tmp_path / "theirs", tmp_path / "models")
+        run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "models")
     config = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
     with pytest.raises(ConfigError, match=r"theirs: `heads_num` must divide"):
-        run("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
+        run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
 
 
-def test_verify_without_transformers_or_a_directory(run, tmp_path: Path, monkeypatch) -> None:
+def test_verify_without_transformers_or_a_directory(run_convert, tmp_path: Path, monkeypatch) -> None:
     torch.save(tiny_bert().state_dict(), tmp_path / "theirs.bin")
     with pytest.raises(ConfigError, match=r"--verify needs a Hugging Face directory.*theirs\.bin"):
-        run("tencentpretrain", tmp_path / "theirs.bin", tmp_path / "ours.bin", "--verify")
+        run_convert("tencentpretrain", tmp_path / "theirs.bin", tmp_path / "ours.bin", "--verify")
     tiny_bert().save_pretrained(tmp_path / "theirs")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ConfigError, match="pip install transformers"):
-        run("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--verify")
+        run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--verify")
     assert not list(tmp_path.glob("ours*"))
 
 
-def test_file_without_description(run, tmp_path: Path) -> None:
+def test_file_without_description(run_convert, tmp_path: Path) -> None:
     save_weights(build_model(ModelConfig(**BERT_LIKE), 30).state_dict(), tmp_path / "ours.bin")
-    assert "theirs.bin: bert," in run("huggingface", tmp_path / "ours.bin", tmp_path / "theirs.bin")
+    assert "theirs.bin: bert," in run_convert("huggingface", tmp_path / "ours.bin", tmp_path / "theirs.bin")
     assert families_of(torch.load(tmp_path / "theirs.bin", weights_only=True))[0] is BERT
 
 

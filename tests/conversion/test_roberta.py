@@ -155,7 +155,7 @@ def test_bare_model(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"type_vocab_size": 3}, "has 3 segments, expected 1 or 2"),
-        ({"hidden_act": "relu"}, "`hidden_act` is relu, expected one of gelu"),
+        ({"hidden_act": "relu"}, "`hidden_act` is relu, only gelu"),
         ({"pad_token_id": 0}, "`pad_token_id` is 0, only 1 is supported"),
     ],
 )

@@ -104,7 +104,6 @@ def test_configuration_decides_on_scaling(tmp_path: Path) -> None:
         (lambda: bart(scale_embedding=True), "`scale_embedding` is True"),
         (lambda: bart(decoder_attention_heads=4), "`encoder_attention_heads` is 2 and"),
         (lambda: bart("PegasusForConditionalGeneration"), "`scale_embedding` is False"),
-        (lambda: transformers.T5EncoderModel(transformers.T5Config(**T5_SIZES)), "`is_encoder_decoder` is"),
         (
             lambda: transformers.UMT5ForConditionalGeneration(transformers.UMT5Config(**T5_SIZES)),
             "umt5 model: every layer has relative positions of its own",
@@ -126,6 +125,45 @@ def test_bare_models() -> None:
         }
     # Of a word embedding alone nobody can tell whether there was a head: it is tied.
     assert to_ours(T5, transformers.T5Model(transformers.T5Config(**T5_SIZES)).state_dict()).parts == ("lm",)
+
+
+@pytest.mark.parametrize(
+    ("kind", "family", "changes"),
+    [
+        ("T5EncoderModel", "t5-encoder", {}),
+        ("T5EncoderModel", "t5-v1_1-encoder", {"feed_forward_proj": "gated-gelu"}),
+        ("MT5EncoderModel", "mt5-encoder", {}),
+    ],
+)
+def test_encoders_alone(run_convert: Any, tmp_path: Path, kind: str, family: str, changes: Any) -> None:
+    model = getattr(transformers, kind)
+    theirs = model(model.config_class(**T5_SIZES, **changes))
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours = tmp_path / "ours.bin"
+    assert "hidden states: " in run_convert("tencentpretrain", tmp_path / "theirs", ours, "--verify")
+    assert f"back: {family}, " in run_convert("huggingface", ours, tmp_path / "back", "--verify")
+    back = model.from_pretrained(tmp_path / "back").state_dict()
+    state = theirs.state_dict()
+    assert back.keys() == state.keys() and all(torch.equal(back[name], state[name]) for name in state)
+
+
+def test_positions_that_were_trained_are_not_dropped() -> None:
+    state = dict(bart("MarianMTModel", scale_embedding=True).state_dict())
+    name = "model.encoder.embed_positions.weight"
+    to_ours(MARIAN, state, {"max_seq_length": len(state[name])})
+    with pytest.raises(WeightsError, match=r"embed_positions.* was trained"):
+        to_ours(MARIAN, state | {name: state[name] + 0.1}, {"max_seq_length": len(state[name])})
+
+
+def test_another_epsilon_is_told(run_convert: Any, tmp_path: Path) -> None:
+    bart().save_pretrained(tmp_path / "theirs")
+    run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
+    assert "outputs differ" not in run_convert("huggingface", tmp_path / "ours.bin", tmp_path / "back")
+    path = tmp_path / "ours.bin.json"
+    values = json.loads(path.read_text(encoding="utf-8")) | {"layernorm_eps": 1e-6}
+    path.write_text(json.dumps(values), encoding="utf-8")
+    told = run_convert("huggingface", tmp_path / "ours.bin", tmp_path / "back")
+    assert "`layernorm_eps` is 1e-06 here and always 1e-05 there" in told
 
 
 def test_bias_that_is_missing_is_zero() -> None:

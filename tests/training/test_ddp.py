@@ -190,6 +190,8 @@ def work(place: Path) -> None:
     train("parts", "dropout", **further, stop={0: (9, signal.SIGINT)})
     outcomes["second stop"] = outcomes["parts"]
     train("parts", "dropout", **further)
+    train("background", "dropout", **further, async_checkpoint=True, save_checkpoint_steps=4)
+    train("again", "dropout", **further, resume=place / "background.bin.states/12")
     train("fewer", "bert", batch_size=4, total_steps=6)
     train("more", "bert", batch_size=4, resume=place / "one-half.bin.states/6")
     train("other", "bert", batch_size=3, resume=place / "one-half.bin.states/6")
@@ -343,6 +345,16 @@ def test_a_stopped_run_ends_as_the_undisturbed_one(place: Path, outcomes: Callab
     ]
     assert len(moments[0]) == len(moments[1]) and all(map(torch.equal, *moments))
     assert_same_curve(place, "whole", "parts")
+
+
+def test_a_run_goes_on_from_a_state_written_in_the_background(
+    place: Path, outcomes: Callable[[str], list[str]]
+) -> None:
+    whole = torch.load(place / "whole.bin", weights_only=True)
+    for name in ("background", "again"):
+        assert outcomes(name) == ["step 14"] * 2
+        weights = torch.load(place / f"{name}.bin", weights_only=True)
+        assert all(torch.equal(whole[key], weights[key]) for key in whole)
 
 
 def three_of_them(place: Path) -> None:

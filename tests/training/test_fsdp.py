@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import pickle
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -13,12 +15,17 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_ddp import STEPS, assert_same_curve, run, write_stores
+from test_ddp import STEPS, assert_same_curve, records_of, run, write_stores
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.errors import ConfigError
+from tencentpretrain.model import build_model
 from tencentpretrain.state_dict import read_tensors
 from tencentpretrain.training import report
+from tencentpretrain.training.engines import FSDPEngine, Place
 from tencentpretrain.training.engines.processes import run_processes
+from tencentpretrain.training.sharded import read_parts
 
 FSDP = {"engine": "fsdp"}
 DROPOUT = FSDP | {
@@ -52,6 +59,7 @@ def one_of_two(place: Path) -> None:
     train("whole", "dropout", **DROPOUT)
     stopped("parts", {1: (3, signal.SIGTERM)}, {0: (9, signal.SIGINT)}, **DROPOUT)
     stopped("background", {1: (9, signal.SIGTERM)}, **DROPOUT, **BACKGROUND)
+    train("again", "dropout", **DROPOUT, resume=place / "background.bin.states/12")
     train("half", "bert", batch_size=4, total_steps=6)
     train("more", "bert", batch_size=4, resume=place / "one-half.bin.states/6")
     still = {"learning_rate": 0, "total_steps": 1, "deep_init": True}
@@ -62,6 +70,7 @@ def one_of_two(place: Path) -> None:
     )  # fmt: skip
     for name, (model, options) in UNUSUAL.items():
         train(name, model, **options, batch_size=4, total_steps=3)
+    train("rounded", "bert", batch_size=4, total_steps=3, precision="bf16")
     write_data = FileSystemWriter.write_data
 
     def full(self: FileSystemWriter, *arguments: Any) -> Any:
@@ -128,6 +137,7 @@ def test_a_stopped_run_ends_as_the_undisturbed_one(
         assert outcomes("parts, stop 1") == ["KeyboardInterrupt: "] * 2
     assert outcomes(name) == outcomes("whole") == ["step 14"] * 2
     assert_same_weights(place / "whole.bin", place / f"{name}.bin")
+    assert_same_weights(place / "whole.bin", place / "again.bin")  # from a state written in the background
     assert_same_curve(place, "whole", name)
     assert json.loads((place / f"{name}.bin.states/14/COMPLETE").read_text())["options"]["engine"] == "fsdp"
 
@@ -158,6 +168,12 @@ def test_unusual_models(place: Path, outcomes: Callable[[str], list[str]], name:
     assert_same_curve(place, f"one-{name}", name)
 
 
+def test_layers_compute_in_bf16(place: Path, outcomes: Callable[[str], list[str]]) -> None:
+    assert outcomes("rounded") == ["step 3"] * 2
+    losses = [[record["loss"] for record in records_of(place, name)[:3]] for name in ("one", "rounded")]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3) and losses[1] != pytest.approx(losses[0], rel=1e-6)
+
+
 @pytest.mark.parametrize("name", ["full", "full-background"])
 def test_a_disk_that_is_full_for_one_process_fails_the_save_of_all(
     place: Path, outcomes: Callable[[str], list[str]], name: str
@@ -165,3 +181,35 @@ def test_a_disk_that_is_full_for_one_process_fails_the_save_of_all(
     assert outcomes(name) == ["step 4"] * 2
     assert [path.name for path in (place / f"{name}.bin.states").iterdir()] == ["4"]
     assert "No space left on device" in (place / f"{name}.bin.log").read_text()
+
+
+def test_a_list_of_contents_with_code_in_it_is_refused(place: Path, tmp_path: Path) -> None:
+    shutil.copytree(place / "half.bin.states/6/shards", tmp_path / "shards")
+    assert read_parts(tmp_path)[0]["model/target.sp.linear_2.bias"].shape == (2,)
+    (tmp_path / "shards/.metadata").write_bytes(pickle.dumps(partial(print, "done")))
+    with pytest.raises(pickle.UnpicklingError, match="has no place in a training state"):
+        read_parts(tmp_path)
+
+
+def test_a_model_is_built_without_its_weights() -> None:
+    """Matrices have no contents as soon as the module that has them is complete; ties are kept."""
+    engine = FSDPEngine(Place(), "fp32")
+    config = ModelConfig(
+        hidden_size=8, emb_size=8, feedforward_size=8, heads_num=2, layers_num=2, decoder="transformer",
+        target=("lm",), share_embedding=True,
+    )  # fmt: skip
+    seen = []
+    with engine.building():
+        model = build_model(config, 20, place=lambda model: seen.extend(model.parameters()))
+    assert seen and all(parameter.is_meta for parameter in seen)
+    assert model.embedding.word.embedding.weight is model.tgt_embedding.word.embedding.weight
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_what_it_cannot_do_is_refused() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tencentpretrain.training.engines.base.choose_precision", lambda *_: ("fp16", ""))
+        with pytest.raises(ConfigError, match="--engine fsdp computes in bf16 or fp32"):
+            FSDPEngine(Place(), "fp16")
+    with pytest.raises(ConfigError, match="--fsdp_offload moves weights from GPUs to the host, but there is"):
+        FSDPEngine(Place(), "fp32", offload=True)

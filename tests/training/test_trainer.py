@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -232,11 +233,16 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
     monkeypatch.setattr(checkpoint, "write_json", write_unless_full)
 
 
+@pytest.mark.parametrize("background", [False, True])
 def test_a_full_disk_fails_the_save_and_not_the_run(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    background: bool,
 ) -> None:
     full_disk(monkeypatch, 4, 6, 10)
-    assert run(save_checkpoint_steps=2).step == 12
+    assert run(save_checkpoint_steps=2, async_checkpoint=background).step == 12
     told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
     directory = tmp_path / "model.bin.states"
     assert told == [
@@ -249,17 +255,57 @@ def test_a_full_disk_fails_the_save_and_not_the_run(
     assert not (tmp_path / "model.bin-4").exists() and (tmp_path / "model.bin").exists()
 
 
+def test_a_state_is_written_while_training_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of the step at which it was due, to the last bit; the next one waits for it."""
+    options = {"save_checkpoint_steps": 4, "keep_checkpoints": 3}
+    run("usual.bin", **options)
+    states = tmp_path / "parallel.bin.states"
+    complete, goes_on, seen = checkpoint.complete_directory, threading.Event(), []
+
+    def held_up(path: Path) -> Any:
+        assert path.name != "4" or goes_on.wait(60)
+        return complete(path)
+
+    def stepped(trainer: Trainer, batches: Any) -> None:
+        update(trainer, batches)
+        if trainer.step == 7:
+            seen.extend(path.name for path in states.iterdir() if path.name.isdigit())
+            goes_on.set()
+
+    update = Trainer._update
+    monkeypatch.setattr(checkpoint, "complete_directory", held_up)
+    monkeypatch.setattr(Trainer, "_update", stepped)
+    run("parallel.bin", **options, async_checkpoint=True)
+    assert not seen and sorted(path.name for path in states.iterdir()) == ["12", "4", "8"]
+    for step in (4, 8, 12):
+        usual = tmp_path / f"usual.bin.states/{step}"
+        assert_same_weights(usual / "model.pt", states / str(step) / "model.pt")
+        first, second = (torch.load(path / "training.pt") for path in (usual, states / str(step)))
+        assert_same_state(first, second)
+    run("again.bin", **options, resume=states / "8")
+    assert_same_weights(tmp_path / "usual.bin", tmp_path / "again.bin")
+
+
+@pytest.mark.parametrize("background", [False, True])
 @pytest.mark.parametrize(
     ("steps", "stop", "end"), [((4, 6, 8), None, 8), ((12,), None, 12), ((5,), (5, signal.SIGTERM), 5)]
 )
 def test_saves_that_fail_end_the_run_where_no_later_one_can_help(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[int, ...], stop: Any, end: int
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: tuple[int, ...],
+    stop: Any,
+    end: int,
+    background: bool,
 ) -> None:
     full_disk(monkeypatch, *steps)
     with pytest.raises(
         UserError, match=rf"states/{end}: No space left on device.*\. Then give the same command"
     ):
-        run(save_checkpoint_steps=2, stop=stop)
+        run(save_checkpoint_steps=2, stop=stop, async_checkpoint=background)
     monkeypatch.undo()
     assert not [path for path in (tmp_path / "model.bin.states").iterdir() if not path.name.isdigit()]
     assert run().step == 12

@@ -14,7 +14,7 @@ from tencentpretrain.conversion.maps.gpt2 import GPT2
 from tencentpretrain.conversion.maps.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from tencentpretrain.conversion.maps.marian import MARIAN
 from tencentpretrain.conversion.maps.roberta import ROBERTA, XLM_ROBERTA
-from tencentpretrain.conversion.maps.t5 import MT5, T5, T5_V1_1
+from tencentpretrain.conversion.maps.t5 import MT5, MT5_ENCODER, T5, T5_ENCODER, T5_V1_1, T5_V1_1_ENCODER
 
 FAMILIES: tuple[Family, ...] = (
     BERT,
@@ -31,6 +31,9 @@ FAMILIES: tuple[Family, ...] = (
     T5,
     T5_V1_1,
     MT5,
+    T5_ENCODER,
+    T5_V1_1_ENCODER,
+    MT5_ENCODER,
     BART,
     PEGASUS,
     MARIAN,

@@ -143,7 +143,7 @@ def sizes() -> tuple[Setting, ...]:
         Setting("dropout", "dropout", 0.1),
         Setting("dropout", "attention_dropout", 0.0),
         # Theirs cannot be set. A published configuration's 1e-6 changes the sixth digit of a state.
-        Setting("layernorm_eps", None, 1e-5, write=lambda config: None),
+        Setting("layernorm_eps", None, 1e-5, fixed=True),
         Setting("tie_weights", "tie_word_embeddings", True),
         Setting("has_lmtarget_bias", None, True, write=lambda config: None),
     )

@@ -41,6 +41,7 @@ FNET = Family(
         r"fnet\.embeddings\.(position|token_type)_ids",
         r"(classifier|qa_outputs)\.(weight|bias)",
     ),
+    remark="the vectors of segments 2 and 3, which no text has here, are left out",
     settings=(
         Setting(("hidden_size", "emb_size"), "hidden_size", 768),
         Setting("layers_num", "num_hidden_layers", 12),

@@ -148,3 +148,29 @@ MT5 = dataclasses.replace(
     types={"mt5": ("lm",)},
     architectures={("lm",): "MT5ForConditionalGeneration", (): "MT5Model"},
 )
+
+
+def _encoder_of(family: Family, architecture: str) -> Family:
+    """The family's models that are their encoder alone."""
+    of_both = {"tgt_embedding", "decoder", "share_embedding"}
+    of_decoder = {"decoder_layers_num", "scale_tied_output"}
+    name = f"{family.name}-encoder"
+    return dataclasses.replace(
+        family,
+        name=name,
+        model_types=family.known_as,
+        rules=tuple(
+            rule for rule in family.rules if rule.names(True)[0].startswith(("embedding", "encoder"))
+        ),
+        shared=(Shared("encoder.embed_tokens.weight", "shared.weight"),),
+        settings=tuple(one for one in family.settings if not of_decoder.intersection(one.options)),
+        fixed_ours={name: value for name, value in family.fixed_ours.items() if name not in of_both},
+        fixed_theirs={"is_encoder_decoder": False},
+        types={name: ("mlm",)},  # what such a model can be trained with here; they have no head
+        architectures={(): architecture},
+    )
+
+
+T5_ENCODER = _encoder_of(T5, "T5EncoderModel")
+T5_V1_1_ENCODER = _encoder_of(T5_V1_1, "T5EncoderModel")
+MT5_ENCODER = _encoder_of(MT5, "MT5EncoderModel")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from tencentpretrain.targets.output import TargetOutput
 from tencentpretrain.training.engines.base import DTYPES
 from tencentpretrain.training.engines.group import GroupEngine
 from tencentpretrain.training.engines.processes import Place
+from tencentpretrain.training.engines.ranks import watching
 
 
 class FSDPEngine(GroupEngine):
@@ -98,6 +100,8 @@ class FSDPEngine(GroupEngine):
             for name, parameter in model.named_parameters()
             if parameter in self._vectors
         }
+        # Layers hand on the attention mask, which may be a view; nothing is done to it in place.
+        warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         place = CPUOffloadPolicy() if self._offload else OffloadPolicy()
         layers = [child for child in model.modules() if isinstance(child, TransformerLayer)]
@@ -146,14 +150,16 @@ class FSDPEngine(GroupEngine):
     def forward(self, batch: Batch, last: bool = True) -> TargetOutput:
         if torch.is_grad_enabled():
             self.model.set_requires_gradient_sync(last)  # type: ignore[operator]
-        return super().forward(batch)
+        with watching():
+            return super().forward(batch)
 
     def clip(self, max_norm: float) -> Tensor:
         from torch.distributed.tensor import DTensor
 
         norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
         assert isinstance(norm, DTensor)
-        self._norm = norm.full_tensor().to(self.device)
+        with watching():
+            self._norm = norm.full_tensor().to(self.device)
         if max_norm > 0:
             nn.utils.clip_grads_with_norm_(self._parameters, max_norm, self._norm)
         return self._norm
