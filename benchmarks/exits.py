@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--engine", default="ddp")
     arguments = parser.parse_args()
 
-    import matplotlib.backends.backend_agg
+    import matplotlib.backends.backend_agg  # noqa: F401
     import torch._dynamo  # an optimizer needs it
     import torch.utils.tensorboard
 
