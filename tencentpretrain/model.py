@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from tencentpretrain.batch import DECODER_SIDE, Batch
@@ -14,6 +15,7 @@ from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.layers.cache import Cache
 from tencentpretrain.registry import DECODERS, EMBEDDINGS, ENCODERS, PROCESSORS, TARGETS
 from tencentpretrain.sizes import DataSizes
+from tencentpretrain.state_dict import assign
 from tencentpretrain.targets.output import TargetOutput
 
 INITIAL_STD = 0.02  # of every matrix (Devlin et al. 2019)
@@ -118,16 +120,25 @@ def target_side(batch: Batch) -> Batch:
 
 
 def initialise(model: nn.Module, std: float = INITIAL_STD) -> None:
-    """Matrices normal with deviation `std`, vectors (biases) zero; norms keep their ones and zeros."""
-    for name, parameter in model.named_parameters():
-        if parameter.ndim >= 2:
-            nn.init.normal_(parameter, std=std)
-        elif name.rpartition(".")[2].startswith("bias"):
-            nn.init.zeros_(parameter)
+    """Matrices normal with deviation `std`, vectors (biases) zero; norms keep their ones and zeros.
+
+    Values are drawn on the CPU, whole and one matrix after the other, whatever part of it is kept here.
+    """
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                device = "meta" if parameter.is_meta else "cpu"
+                assign(parameter, torch.empty(parameter.shape, device=device).normal_(std=std))
+            elif name.rpartition(".")[2].startswith("bias"):
+                nn.init.zeros_(parameter)
 
 
 def build_model(
-    config: ModelConfig, vocab_size: int, labels_num: int | None = None, tgt_vocab_size: int | None = None
+    config: ModelConfig,
+    vocab_size: int,
+    labels_num: int | None = None,
+    tgt_vocab_size: int | None = None,
+    place: Callable[[Model], None] | None = None,
 ) -> Model:
     """A model with fresh weights, in training mode.
 
@@ -135,12 +146,15 @@ def build_model(
         vocab_size: rows of the word embedding; the tokenizer knows it.
         labels_num: classes of the target cls, if there is one.
         tgt_vocab_size: rows of the decoder's word embedding, if its vocabulary is another.
+        place: what is done to the model before its weights are drawn (`Engine.place`).
 
     Raises:
         ConfigError: a module cannot be built from this configuration.
     """
     model = Model(config, DataSizes(vocab_size, labels_num, tgt_vocab_size))
     model.tie_weights()
+    if place is not None:
+        place(model)
     initialise(model)
     return model
 

@@ -66,6 +66,21 @@ def renamed(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> Mapping[
     return LazyTensors({new: tensors.makers[old] for new, old in names.items()})
 
 
+def assign(parameter: Tensor, value: Tensor) -> None:
+    """Copy a tensor into a parameter, of which this process may hold a part only (a DTensor)."""
+    if hasattr(parameter, "placements"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(parameter, DTensor)
+        # Every process has the value and takes its own part: nothing is sent.
+        part = distribute_tensor(
+            value.to(parameter.device_mesh.device_type), parameter.device_mesh, parameter.placements,
+            src_data_rank=None,
+        )  # fmt: skip
+        parameter, value = parameter.to_local(), part.to_local()
+    parameter.copy_(value)
+
+
 _MAGIC = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself; fetch that with 'git lfs pull'"),
     (b"\x1f\x8b", "a gzip archive; unpack it first"),

@@ -23,6 +23,7 @@ from tencentpretrain.description import (
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
 from tencentpretrain.state_dict import (
     StateDict,
+    assign,
     in_words,
     read_tensors,
     renamed,
@@ -177,10 +178,10 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     parameters = model.state_dict()
     tensors = _with_dual_names(tensors, parameters)
     common = check_fit(path, tensors, parameters)
-    tied = _check_ties(path, tensors, parameters)
+    tied = _check_ties(path, tensors, model)
     with torch.no_grad():
         for name in common:
-            parameters[name].copy_(tensors[name])
+            assign(parameters[name], tensors[name])
     present = {*common, *tied}
     return LoadReport(
         path,
@@ -320,12 +321,11 @@ def _likely_cause(name: str, theirs: Sequence[int], ours: Sequence[int]) -> str 
     return None
 
 
-def _check_ties(path: Path, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> list[str]:
-    """Names of the model that are absent from the file, but share their memory with one that is there."""
+def _check_ties(path: Path, tensors: Mapping[str, Tensor], model: nn.Module) -> list[str]:
+    """Names of the model that are absent from the file, but are one with a name that is there."""
     groups: dict[int, list[str]] = {}
-    for name, parameter in parameters.items():
-        if parameter.numel() and not parameter.is_meta:
-            groups.setdefault(parameter.data_ptr(), []).append(name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        groups.setdefault(id(parameter), []).append(name)
     filled = []
     for names in groups.values():
         there = [name for name in names if name in tensors]

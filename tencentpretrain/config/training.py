@@ -30,9 +30,14 @@ class RunConfig:
     engine: str = option(
         "auto",
         "How the model is parallelised; auto: ddp where there are several processes.",
-        choices=("auto", "single", "ddp"),
+        choices=("auto", "single", "ddp", "fsdp"),
     )
     report_steps: int = option(100, "Steps between two reports.", minimum=1)
+    max_skipped_steps: int = option(
+        10,
+        "The run ends after so many updates in a row were skipped: their loss or gradient was not finite.",
+        minimum=1,
+    )
     log_dir: str | None = option(
         None, "Directory of metrics.jsonl, TensorBoard events and curves.png; default: beside the output."
     )
@@ -60,6 +65,9 @@ class PretrainConfig:
         "auto: continue from the newest complete training state of output_model_path; never; or its path.",
     )
     keep_checkpoints: int = option(2, "Training states that are kept.", minimum=1)
+    async_checkpoint: bool = option(
+        False, "Copy a training state, and write the copy while training goes on."
+    )
     verify_dataset: bool = option(False, "Compare every file of the datasets with its checksum first.")
     eval_dataset_path: str | None = option(None, "Token store for validation.")
     eval_steps: int = option(1000, "Steps between two validations.", minimum=1)
@@ -84,6 +92,9 @@ class PretrainConfig:
     )
     master_ip: str | None = option(
         None, "Where the processes of several machines meet, tcp://host:port of the one with rank 0."
+    )
+    fsdp_offload: bool = option(
+        False, "Engine fsdp: keep weights, gradients and optimizer in the host's memory."
     )
     backend: str | None = option(
         None, "Of torch.distributed; default: nccl on GPUs, gloo on CPUs.", choices=("nccl", "gloo")

@@ -217,8 +217,17 @@ class Loader:
 
     def batches(self, position: DataPosition | None = None) -> Generator[LoadedBatch, None, None]:
         """Endless batches from a position on; they run on across the border of epochs."""
-        requests = self._packed_requests if self._packing else self._requests
-        return self._load(requests(position or DataPosition()))
+        return self._load(self._endless_requests(position or DataPosition()))
+
+    def samples(self, position: DataPosition, batches_num: int) -> Ints:
+        """The samples of this rank's batches from a position on, [2, n]: epochs, and numbers as the processor
+        counts.
+        """
+        requests = itertools.islice(self._endless_requests(position), batches_num)
+        return np.concatenate([np.stack([request.epochs, request.keys]) for request in requests], axis=1)
+
+    def _endless_requests(self, position: DataPosition) -> Iterator[_Request]:
+        return self._packed_requests(position) if self._packing else self._requests(position)
 
     def one_pass(self) -> Generator[LoadedBatch, None, None]:
         """Every sample of the first epoch once, in the order of the corpus; the last batch may be smaller.

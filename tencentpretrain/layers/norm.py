@@ -21,7 +21,11 @@ class LayerNorm(nn.Module):
         self.beta = nn.Parameter(torch.zeros(size))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        return F.layer_norm(hidden, self.gamma.shape, self.gamma, self.beta, self.eps)
+        # Never in less than the hidden states have: on the CPU torch takes no bf16 weights (fsdp) with fp32.
+        gamma, beta = (
+            each.to(torch.promote_types(each.dtype, hidden.dtype)) for each in (self.gamma, self.beta)
+        )
+        return F.layer_norm(hidden, gamma.shape, gamma, beta, self.eps)
 
 
 class RMSNorm(nn.RMSNorm):

@@ -21,6 +21,7 @@ def add_adversarial_gradients(
     backward: Callable[[Tensor], None],
     gradient: Callable[[Tensor, Tensor], Tensor],
     config: AdversarialConfig,
+    add_up: Callable[[Tensor], Tensor] = lambda gradient: gradient,
 ) -> None:
     """Add the gradients of the loss at perturbed embeddings to those of the clean loss, there already.
 
@@ -29,6 +30,7 @@ def add_adversarial_gradients(
         loss: computes the loss of the batch with the weights as they are.
         backward: accumulates the gradients of a loss.
         gradient: that of a loss with respect to a weight, up to a positive factor.
+        add_up: gives the sum of a gradient over all ranks, each of which has a part of the loss.
     """
     assert weight.grad is not None, "the clean loss must have been backpropagated"
     if config.adv_type == "fgm":
@@ -36,7 +38,7 @@ def add_adversarial_gradients(
     else:
         steps, length, radius = config.pgd_k, config.pgd_alpha, config.pgd_epsilon
     clean = weight.detach().clone()
-    direction = weight.grad
+    direction = add_up(weight.grad)
     try:
         for step in range(1, steps + 1):
             with torch.no_grad():
@@ -47,7 +49,7 @@ def add_adversarial_gradients(
                     weight.copy_(clean + offset * (radius / norm.clamp(min=radius)) if radius else clean)
             if step < steps:
                 # Only the embedding's gradient: nothing accumulates, so nothing has to be put back.
-                direction = gradient(loss(), weight)
+                direction = add_up(gradient(loss(), weight))
             else:
                 backward(loss())
     finally:

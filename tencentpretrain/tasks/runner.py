@@ -6,6 +6,8 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from tencentpretrain.config import (
     AdversarialConfig,
     FinetuneConfig,
@@ -22,7 +24,7 @@ from tencentpretrain.registry import TASKS
 from tencentpretrain.tasks.base import Task
 from tencentpretrain.tasks.finetuning import Finetuning, evaluate, named, predict
 from tencentpretrain.tasks.start import check_paths, model_for, start_from
-from tencentpretrain.training.engines import Place, SingleEngine, choose_engine
+from tencentpretrain.training.engines import DDPEngine, Engine, Place, SingleEngine, choose_engine
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.report import Report, start_logging
 from tencentpretrain.weights import read_state_dict
@@ -51,24 +53,32 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     configs[ModelConfig] = model_config = model_for(kind, configs[ModelConfig], config.seq_length)
     if configs[AdversarialConfig].use_adv and "word" not in model_config.embedding:
         raise ConfigError("--use_adv perturbs the embedding 'word', which this model does not have.")
-    output = check_paths(
-        config, "output_model_path", ("train_path", "dev_path", "test_path"), "pretrained_model_path"
-    )
-    if choose_engine(run.engine, (Place.here() or Place()).world_size) != "single":
-        raise ConfigError(
-            "fine-tuning runs in one process; leave --engine out, and start it without torchrun."
-        )
-    start_logging(run)
-    engine = SingleEngine(run.precision, run.compile)
-    tokenizer = start.tokenizer(configs[TokenizerConfig])
-    start.check(model_config, tokenizer)
-    task = kind(tokenizer, config.seq_length, configs)
-    train, dev = task.read(Path(config.train_path), "train"), task.read(Path(config.dev_path), "dev")
-    test = task.read(Path(config.test_path), "test") if config.test_path else None
-    engine.seed(config.seed)
-    model = task.build(model_config, start.vocab_size(tokenizer))
-    loaded = start.load(model)
-    engine.prepare(model, lambda module: make_optimizer(module, configs[OptimizationConfig]))
+    place = Place.here() or Place()
+    kind_of_engine = choose_engine(run.engine, place.world_size)
+    if kind_of_engine not in ("single", "ddp"):
+        raise ConfigError(f"--engine {kind_of_engine} is for pre-training; fine-tuning has single and ddp.")
+    start_logging(run, place.rank)
+    engine: Engine = SingleEngine(run.precision, run.compile)
+    if kind_of_engine == "ddp":
+        engine = DDPEngine(place, run.precision, run.compile)
+    engine.start()
+    if engine.rank > 0:
+        log.setLevel(logging.ERROR)  # one rank tells what all do
+    with engine.together():
+        data = ("train_path", "dev_path", "test_path")
+        output = check_paths(config, "output_model_path", data, "pretrained_model_path", engine.rank == 0)
+        tokenizer = start.tokenizer(configs[TokenizerConfig])
+        start.check(model_config, tokenizer)
+        task = kind(tokenizer, config.seq_length, configs)
+        train, dev = task.read(Path(config.train_path), "train"), task.read(Path(config.dev_path), "dev")
+        test = task.read(Path(config.test_path), "test") if config.test_path else None
+        torch.manual_seed(config.seed)
+        model = task.build(model_config, start.vocab_size(tokenizer))
+        loaded = start.load(model)
+        engine.prepare(model, lambda module: make_optimizer(module, configs[OptimizationConfig]))
+        steps = config.epochs_num * -(-len(train) // run.batch_size)
+        log_dir = Path(run.log_dir or f"{output}.logs")
+        report = Report(log_dir if engine.rank == 0 else None, steps)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     sizes = f"examples: {len(train)} to train, {len(dev)} to choose the best weights"
     if test is not None:
@@ -76,8 +86,6 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     told = (f"parameters: {parameters:,}", *loaded, sizes, *task.about(train))
     for line in (*options.notes, *engine.decisions(), *told):
         log.info(line)
-    steps = config.epochs_num * -(-len(train) // run.batch_size)
-    report = Report(Path(run.log_dir or f"{output}.logs"), steps)
     try:
         Finetuning(engine, task, configs, report, output, steps).run(train, dev)
         if test is not None:
@@ -87,6 +95,7 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
             report.keep({"step": steps, **named("test", score)})
     finally:
         report.close()
+    engine.close()
 
 
 def infer(name: str, arguments: Sequence[str] | None = None) -> None:

@@ -164,11 +164,12 @@ def model_for(task: type[Task], config: ModelConfig, seq_length: int) -> ModelCo
     return config
 
 
-def check_paths(config: Any, output: str, data: Sequence[str], weights: str) -> Path:
+def check_paths(config: Any, output: str, data: Sequence[str], weights: str, writes: bool = True) -> Path:
     """The path of a program's output, once all its paths are known to be usable.
 
     Args:
         config: has the paths; `output`, `data` and `weights` are their names.
+        writes: whether this process is the one that will write the output.
 
     Raises:
         UserError: the output would replace an input, cannot be written, or an input cannot be read.
@@ -179,7 +180,8 @@ def check_paths(config: Any, output: str, data: Sequence[str], weights: str) -> 
     for name in data:
         if inputs[name] is not None:
             check_readable(Path(inputs[name]), f"--{name}")
-    check_writable(path, f"--{output}")
+    if writes:
+        check_writable(path, f"--{output}")
     return path
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import fcntl
 import glob
 import hashlib
+import json
 import logging
 import os
 import re
@@ -15,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tencentpretrain.description import complete_weights
 from tencentpretrain.errors import ConfigError, UserError
@@ -26,11 +27,15 @@ from tencentpretrain.files import (
     remove_leftovers,
     write_json,
 )
-from tencentpretrain.state_dict import cause_on_disk, read_tensors, save_weights
+from tencentpretrain.state_dict import cause_on_disk
+from tencentpretrain.streaming import stream_tensors
+from tencentpretrain.training.engines.base import whole_weights
+from tencentpretrain.training.engines.ranks import Ranks
 
 log = logging.getLogger("tencentpretrain")
 
 MARKER = "COMPLETE"  # the file of a state that is written last; lists the others with size and digest
+TRAINING = "training.pt"  # what is the same on all ranks
 FORMAT = 1
 
 
@@ -48,9 +53,22 @@ class State:
     serial: int
     options: dict[str, Any]
 
+    @property
+    def engine(self) -> str:
+        """What wrote it."""
+        return str(self.options.get("engine", "single"))
+
+    @property
+    def world_size(self) -> int:
+        """How many processes wrote it."""
+        return int(self.options.get("world_size", 1))
+
 
 class Checkpoints:
     """The training states and weights of one output path.
+
+    A state is a directory that appears complete. Every rank writes its part of it; what is the same on all
+    ranks is in `training.pt`; the marker, written last, lists all files.
 
     Args:
         output: final weights; `<output>-<step>` and `<output>.states/<step>/` lie beside it.
@@ -133,8 +151,8 @@ class Checkpoints:
             self._saved = state
         return state
 
-    def load(self, state: State, publish: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Weights and the rest of a state, on the CPU.
+    def load(self, state: State, publish: bool = True) -> dict[str, Any]:
+        """What a state's `training.pt` holds: its tensors are mapped to memory, not read.
 
         Args:
             publish: give the weights their own name too, if a run was killed before it did.
@@ -142,41 +160,85 @@ class Checkpoints:
         published = self._published(state.step)
         if publish and state.path.parent == self.directory and not published.exists():
             self.publish(published)
-        weights = next(path for path in state.path.iterdir() if path.stem == "model")
-        training = torch.load(state.path / "training.pt", map_location="cpu", weights_only=True)
-        return dict(read_tensors(weights)), training
+        return self._training(state.path)
 
-    def save(self, step: int, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> Path:
+    def _training(self, state: Path) -> dict[str, Any]:
+        training: dict[str, Any] = torch.load(
+            state / TRAINING, map_location="cpu", weights_only=True, mmap=True
+        )
+        return training
+
+    def save(
+        self,
+        step: int,
+        write: Callable[[Path, str], Mapping[str, Any]],
+        progress: Mapping[str, Any],
+        ranks: Ranks,
+    ) -> Path:
         """Write a state and its weights file; nothing is there under its name before it is complete.
+
+        All ranks come here.
+
+        Args:
+            write: what each rank does in the state's directory, see `Engine.save_state`.
+            progress: further content of `training.pt`.
 
         Raises:
             UserError: the disk is full or cannot be written; what was complete before still is.
         """
-        serial = max((state.serial for state in self._states()), default=0) + 1
         target = self.directory / str(step)
-        try:
-            with complete_directory(target) as temporary:
-                save_weights(dict(weights), temporary / self._weights_name)
-                with (temporary / "training.pt").open("wb") as file:
-                    torch.save(dict(training), file)
-                files = {path.name: _fingerprint(path) for path in sorted(temporary.iterdir())}
-                marker = {"format": FORMAT, "step": step, "serial": serial, "options": self._options}
-                write_json(temporary / MARKER, marker | {"files": files})
-            self._saved = State(target, step, serial, self._options)
-            self.publish(self._published(step))
-        except Exception as failure:
-            error = failure if isinstance(failure, OSError) else cause_on_disk(failure, target)
-            if error is None:
-                raise
-            newest = next(self._states(), None)
-            kept = f"the newest complete is of step {newest.step}" if newest else "there is no earlier"
-            raise UserError(
-                f"cannot save the training state {target}: {error.strerror or error}; {kept}. "
-                "Free space or fix the path, and give the same command again to continue."
-            ) from None
-        for old in list(self._states())[self._keep :]:
-            shutil.rmtree(old.path)
+        serial = max((state.serial for state in self._states()), default=0) + 1
+        with contextlib.ExitStack() as stack:
+            with self._agreed(ranks, target):
+                own = stack.enter_context(complete_directory(target)) if ranks.rank == 0 else ""
+            directory = Path(ranks.first(str(own)))
+            with self._agreed(ranks, target):
+                shared = write(directory, self._weights_name)
+                if ranks.rank == 0:
+                    with (directory / TRAINING).open("wb") as file:
+                        torch.save({**shared, **progress}, file)
+            with self._agreed(ranks, target):  # each rank reads a part of the files, whoever wrote them
+                names = sorted(
+                    str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()
+                )
+                own_names = names[ranks.rank :: ranks.world_size]
+                digests = json.dumps({name: _fingerprint(directory / name) for name in own_names})
+            files: dict[str, Any] = {}
+            for part in ranks.gather(digests):
+                files |= json.loads(part)
+            with self._agreed(ranks, target):
+                if ranks.rank == 0:
+                    marker = {"format": FORMAT, "step": step, "serial": serial, "options": self._options}
+                    marker |= {"files": files}
+                    write_json(directory / MARKER, marker | {"digest": _digest_of(marker)})
+                    stack.close()
+        self._saved = State(target, step, serial, self._options)
+        with self._agreed(ranks, target):
+            if ranks.rank == 0:
+                self.publish(self._published(step))
+                for old in list(self._states())[self._keep :]:
+                    # Half a state is never there under its name; `recover` removes what a killed run leaves.
+                    leaving = old.path.with_name(f".{old.path.name}.{os.getpid()}.tmp")
+                    old.path.rename(leaving)
+                    shutil.rmtree(leaving)
         return target
+
+    @contextlib.contextmanager
+    def _agreed(self, ranks: Ranks, target: Path) -> Iterator[None]:
+        """As `ranks.agreed`; what the disk refuses becomes a UserError that says what is left."""
+        with ranks.agreed():
+            try:
+                yield
+            except Exception as failure:
+                error = failure if isinstance(failure, OSError) else cause_on_disk(failure, target)
+                if error is None:
+                    raise
+                newest = next(self._states(), None)
+                kept = f"the newest complete is of step {newest.step}" if newest else "there is no earlier"
+                raise UserError(
+                    f"cannot save the training state {target}: {error.strerror or error}; {kept}. "
+                    "Free space or fix the path."
+                ) from None
 
     def _published(self, step: int) -> Path:
         return self.output.with_name(f"{self.output.name}-{step}")
@@ -184,8 +246,18 @@ class Checkpoints:
     def publish(self, path: Path) -> None:
         """Give the weights of the newest state the name `path`, with their description beside it."""
         assert self._saved is not None
-        source = next(file for file in self._saved.path.iterdir() if file.stem == "model")
+        state, published = self._saved.path, self._published(self._saved.step)
         with complete_weights(path, self._describe(path)) as temporary:
+            if not (state / "shards").is_dir():
+                source = whole_weights(state)
+            elif path != published and state.parent == self.directory:
+                source = published
+            else:
+                from tencentpretrain.training.sharded import read_weights
+
+                weights, like = read_weights(state, self._training(state)["names"])
+                stream_tensors(weights, like, temporary, self.output)  # whose suffix says the format
+                return
             try:
                 os.link(source, temporary)
             except OSError:  # another file system, or one without links
@@ -206,16 +278,21 @@ class Checkpoints:
         fault = f"damaged ({MARKER} cannot be read)" if (path / MARKER).is_file() else "incomplete"
         try:
             marker = read_json(path / MARKER)
+            if marker.pop("digest", None) not in (None, _digest_of(marker)):  # older ones have none
+                raise UserError("the marker was changed")
             return State(path, marker["step"], marker["serial"], marker["options"])
-        except (UserError, KeyError, TypeError):
+        except (UserError, OSError, KeyError, TypeError, AttributeError):
             if tell and path.is_dir():
                 log.info(f"resume: {path} is {fault} and is passed over")
             return None
 
     def _intact(self, state: State) -> bool:
-        for name, (size, digest) in read_json(state.path / MARKER)["files"].items():
-            path = state.path / name
-            if not path.is_file() or path.stat().st_size != size or _fingerprint(path) != [size, digest]:
+        for name, expected in read_json(state.path / MARKER)["files"].items():
+            try:
+                intact = _fingerprint(state.path / name) == expected
+            except OSError:  # not there, or the disk cannot read it
+                intact = False
+            if not intact:
                 log.info(f"resume: {state.path} is damaged ({name}) and is passed over")
                 return False
         return True
@@ -264,3 +341,7 @@ def _fingerprint(path: Path) -> list[Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     return [path.stat().st_size, digest]
+
+
+def _digest_of(marker: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(marker, sort_keys=True).encode(), digest_size=16).hexdigest()

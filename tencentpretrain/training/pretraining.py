@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from tencentpretrain.model import Model, build_model, check_provided, length_pro
 from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
 from tencentpretrain.training.checkpoint import Checkpoints, State
-from tencentpretrain.training.engines import DDPEngine, Engine, Place, SingleEngine, choose_engine
+from tencentpretrain.training.engines import DDPEngine, Engine, FSDPEngine, Place, SingleEngine, choose_engine
 from tencentpretrain.training.estimate import (
     Cost,
     measure_cost,
@@ -212,16 +212,17 @@ def _labels_num(stores: Sequence[TokenStore], given: int | None) -> int | None:
     return given or store.labels_num or None
 
 
-def fresh_model(settings: Settings) -> Model:
-    """The model that fits the dataset's tokenizers and labels."""
+def fresh_model(settings: Settings, place: Callable[[Model], None] | None = None) -> Model:
+    """The model that fits the dataset's tokenizers and labels; `place` as in `build_model`."""
     vocab_size, tgt_vocab_size = settings.vocab_sizes
-    return build_model(settings.model, vocab_size, settings.labels_num, tgt_vocab_size)
+    return build_model(settings.model, vocab_size, settings.labels_num, tgt_vocab_size, place)
 
 
-def make_model(settings: Settings) -> Model:
-    """The model with its initial weights, which are a function of the seed."""
+def make_model(settings: Settings, engine: Engine) -> Model:
+    """The model with its initial weights, which are a function of the seed, placed as the engine wants it."""
     torch.manual_seed(settings.data.seed)
-    model = fresh_model(settings)
+    with engine.building():
+        model = fresh_model(settings, engine.place)
     if settings.pretrain.deep_init:
         deep_init(model)
     if settings.pretrain.activation_checkpointing:
@@ -294,7 +295,12 @@ def validation_source(settings: Settings) -> list[Source]:
 
 def make_engine(settings: Settings) -> Engine:
     run, pretrain = settings.run, settings.pretrain
-    if choose_engine(run.engine, settings.place.world_size) == "ddp":
+    engine = choose_engine(run.engine, settings.place.world_size)
+    if engine == "fsdp":
+        return FSDPEngine(
+            settings.place, run.precision, run.compile, pretrain.backend, offload=pretrain.fsdp_offload
+        )
+    if engine == "ddp":
         return DDPEngine(settings.place, run.precision, run.compile, pretrain.backend)
     return SingleEngine(run.precision, run.compile, pretrain.gpu_ranks)
 
@@ -308,6 +314,7 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
         "batch_size": settings.run.batch_size,
         "accumulation_steps": settings.pretrain.accumulation_steps,
         "world_size": settings.place.world_size,
+        "engine": choose_engine(settings.run.engine, settings.place.world_size),
     }
     del changeable["optimizer"]
     fixed = as_json(settings.model, settings.data) | {
@@ -367,11 +374,13 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
         raise ConfigError(
             f"--total_steps is {pretrain.total_steps}, but {state.path} is of step {state.step}."
         )
+    if state is not None and (why := engine.refusal(state.engine, state.world_size)):
+        raise ConfigError(f"{state.path}: {why}")
     held_out = validation_source(settings)
     loader = make_loader(settings, settings.sources, engine, pretrain.workers_num)
     validation = make_loader(settings, held_out, engine, pretrain.workers_num) if held_out else None
     data_lines = describe_data(settings, loader, validation)
-    model = make_model(settings)
+    model = make_model(settings, engine)
     log.info(f"model: {describe_model(settings, model)}")
     if pretrain.pretrained_model_path and state is None:
         for line in str(load_weights(model, pretrain.pretrained_model_path)).splitlines():
@@ -379,10 +388,11 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     engine.prepare(model, partial(make_optimizer, config=settings.optimization))
     for line in data_lines:
         log.info(line)
+    flops = flops_per_token(settings, engine) if engine.peak_flops else None
     plan = Plan(
         pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
         pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
-        settings.data.seed, flops_per_token=flops_per_token(settings, engine) if engine.peak_flops else None,
+        settings.run.max_skipped_steps, settings.data.seed, pretrain.async_checkpoint, flops,
     )  # fmt: skip
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
     if engine.rank == 0:
@@ -392,7 +402,7 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     schedule = make_schedule(settings.optimization, pretrain.total_steps)
     trainer = Trainer(engine, loader, validation, schedule, checkpoints, report, plan)
     if state is not None:
-        trainer.restore(*checkpoints.load(state, publish=engine.rank == 0))
+        trainer.restore(state.path, checkpoints.load(state, publish=engine.rank == 0))
     log.info(f"resume: {_resume_line(pretrain.resume, state)}")
     return trainer
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -150,7 +151,11 @@ class Report:
             log.error(f"cannot write reports to {self.directory}: {error.strerror or error}")
 
     def _write(self, directory: Path, record: dict[str, Any], scalars: dict[str, Any]) -> None:
-        self._file.write(json.dumps(record) + "\n")
+        values = {  # JSON has no NaN
+            name: None if isinstance(value, float) and not math.isfinite(value) else value
+            for name, value in record.items()
+        }
+        self._file.write(json.dumps(values) + "\n")
         self._file.flush()
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter

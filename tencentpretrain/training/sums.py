@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from tencentpretrain.errors import UserError
 from tencentpretrain.targets.output import TargetOutput
-
-log = logging.getLogger("tencentpretrain")
 
 
 class Sums:
@@ -39,57 +35,49 @@ class Sums:
             self.add(name, total)
             self.add(f"count_{name}", count)
 
-    def add_update(self, norm: Tensor) -> None:
-        """Count an update by the norm of its gradient."""
+    def add_finite(self, others: Sums) -> None:
+        """Add other sums: all of them, or none if one is not finite."""
+        self.weights = others.weights
+        values = torch.stack(others._together())
+        values = torch.where(values.isfinite().all(), values, 0.0)
+        for name, value in zip(others.values, values.unbind(), strict=True):
+            self.add(name, value)
+
+    def add_norm(self, norm: Tensor) -> None:
+        """Count an update by the norm of its gradient, unless it is left out because that is not finite."""
         finite = norm.isfinite()
         self.add("grad_norm", torch.where(finite, norm, 0.0))
         self.add("updates", finite)
-        self.add("steps", 1)
+
+    def _together(self) -> list[Tensor]:
+        """The sums on one device: the one that computes, if some are there."""
+        values = list(self.values.values())
+        device = next((value.device for value in values if value.device.type != "cpu"), None)
+        return [value.to(device, non_blocking=True) for value in values]
 
     def read(self) -> dict[str, float]:
         """All sums at once; the device is waited for once."""
-        device = next((value.device for value in self.values.values() if value.device.type != "cpu"), None)
-        values = [value.to(device) for value in self.values.values()]
+        values = self._together()
         return dict(zip(self.values, torch.stack(values).tolist(), strict=True)) if values else {}
 
 
 def means(sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, float]:
-    """The loss, that of each target, then each metric: sum by count, whatever the ranks and batches."""
+    """The loss, that of each target, then each metric: sum by count, whatever the ranks and batches.
+
+    The loss is NaN where nothing was counted.
+    """
     names = [name for name in sums if f"count_{name.removeprefix('loss_')}" in sums]
     names.sort(key=lambda name: not name.startswith("loss_"))
-    each = {name: sums[name] / max(sums[f"count_{name.removeprefix('loss_')}"], 1) for name in names}
+    counts = {name: sums[f"count_{name.removeprefix('loss_')}"] for name in names}
+    each = {name: sums[name] / max(counts[name], 1) for name in names}
     losses = [
         weights.get(name.removeprefix("loss_"), 1.0) * value
         for name, value in each.items()
         if name.startswith("loss_")
     ]
-    return {"loss": sum(losses, 0.0)} | each
+    return {"loss": sum(losses, 0.0) if any(counts.values()) else math.nan} | each
 
 
-def mean_norm(sums: Mapping[str, float], step: int) -> float:
-    """Mean norm of the gradients up to `step` that were finite; warns if none was."""
-    if not sums["updates"]:
-        log.warning(
-            f"no update in the {sums['steps']:.0f} steps up to step {step}: every gradient overflowed. "
-            "If this goes on, use --precision bf16 or fp32."
-        )
-    return sums["grad_norm"] / max(sums["updates"], 1)
-
-
-def check_finite(sums: Mapping[str, float], step: int, skips_overflow: bool, kept: str) -> None:
-    """Refuse to go on with weights that are lost.
-
-    Args:
-        skips_overflow: whether updates with a gradient that is not finite were left out.
-        kept: what there is of earlier weights, a sentence.
-
-    Raises:
-        UserError: a loss or the gradient of an update was not finite.
-    """
-    loss = not all(math.isfinite(value) for name, value in sums.items() if name.startswith("loss_"))
-    gradient = sums.get("updates", 0) < sums.get("steps", 0) and not skips_overflow
-    if loss or gradient:
-        raise UserError(
-            f"the {'loss' if loss else 'gradient'} stopped being finite before step {step}. {kept}; lower "
-            "--learning_rate, raise --warmup, or use --precision fp32."
-        )
+def mean_norm(sums: Mapping[str, float]) -> float:
+    """Mean norm of the gradients that became updates; NaN if none did."""
+    return sums["grad_norm"] / sums["updates"] if sums["updates"] else math.nan

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from tencentpretrain.batch import labels_of
 from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, is_sequence
@@ -21,7 +22,9 @@ from tencentpretrain.errors import Terminated
 from tencentpretrain.training.checkpoint import Checkpoints
 from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.report import Report
-from tencentpretrain.training.sums import Sums, check_finite, mean_norm, means
+from tencentpretrain.training.saving import Saver
+from tencentpretrain.training.skips import Skips
+from tencentpretrain.training.sums import Sums, mean_norm, means
 
 log = logging.getLogger("tencentpretrain")
 
@@ -40,7 +43,9 @@ class Plan:
     save_steps: int
     eval_steps: int
     max_grad_norm: float
+    max_skipped_steps: int
     seed: int
+    async_checkpoint: bool = False
     flops_per_token: float | None = None
 
 
@@ -92,13 +97,21 @@ class Trainer:
         self.tokens = 0  # real tokens seen, by all ranks
         self.position = DataPosition(0, 0)
         self.sums = Sums()  # since the last report
-        self._saved_step = 0
+        self.skips = Skips(engine, plan.max_skipped_steps, self._kept)
+        self.saver = Saver(engine, checkpoints, plan.async_checkpoint)
+        self._save_due = False  # it was put off
 
-    def restore(self, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
-        """Go on where a training state was saved."""
-        self.engine.load_state(weights, training)
-        self.step = self._saved_step = training["step"]
+    def restore(self, directory: Path, training: Mapping[str, Any]) -> None:
+        """Go on where a training state was saved.
+
+        Args:
+            training: of its `training.pt`.
+        """
+        self.engine.load_state(directory, training)
+        self.step = training["step"]
+        self.saver.restored(self.step)
         self.tokens, self.position = training["tokens"], DataPosition(*training["position"])
+        self.skips.total, self.skips.in_a_row = training.get("skipped", (0, 0))
         if self.engine.rank == 0:  # they are those of all ranks
             self.sums = Sums(training["sums"])
 
@@ -107,7 +120,7 @@ class Trainer:
 
         Raises:
             KeyboardInterrupt, Terminated: asked to stop; the state is saved.
-            UserError: the loss is not finite, or a checkpoint cannot be written.
+            UserError: too many updates were skipped, or training states cannot be written.
         """
         self._first_step, self._begin = self.step, time.monotonic()
         self._start_interval()
@@ -122,11 +135,11 @@ class Trainer:
                     with self._off_the_clock():
                         if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
                             self._validate(self.validation, stop)
-                        if self.step % self.plan.save_steps == 0 or last:
-                            self._save()
+                        if self.step % self.plan.save_steps == 0 or last or self._save_due:
+                            self._save(final=last)
                     stopped = self.engine.agree(max(stop, default=0))
             if self.step < self.plan.total_steps:
-                self._save()
+                self._save(final=True)
                 log.info(f"stopped after step {self.step}; the same command continues from there")
                 self.engine.close()
                 raise KeyboardInterrupt if stopped == signal.SIGINT else Terminated
@@ -137,7 +150,7 @@ class Trainer:
         self.engine.close()
 
     def _update(self, batches: Iterator[LoadedBatch]) -> None:
-        """One update of the weights.
+        """One update of the weights, which the engine leaves out if its loss or gradient is not finite.
 
         Each target's loss is divided by its count over all micro-batches and ranks, so that the gradient is
         that of one big batch. Dropout is a function of seed and step, so that resuming needs no random state.
@@ -150,15 +163,20 @@ class Trainer:
         own["tokens"] = sum(micro.tokens for micro in loaded)
         totals = self.engine.reduce(own)
         counts = {name: totals[f"count_{name}"] for name in loaded[0].counts}
+        sums = Sums()
         for micro in loaded:
             output = self.engine.forward(micro.batch, last=micro is loaded[-1])
             self.engine.backward(output.normalised(counts))
-            self.sums.add_output(output)
+            sums.add_output(output)
         norm = self.engine.clip(self.plan.max_grad_norm)
-        if self.engine.rank == 0:  # it is the same on all ranks, whose sums are added up
-            self.sums.add_update(norm)
+        fetched = self.engine.fetch(norm)
         self.engine.step(self.learning_rate(self.step))
         self.step += 1
+        self.sums.add_finite(sums)
+        if self.engine.rank == 0:  # it is the same on all ranks, whose sums are added up
+            self.sums.add_norm(norm)
+        samples = functools.partial(self.loader.samples, self.position, len(loaded))
+        self.skips.add(self.step, samples, fetched)
         self.position = loaded[-1].position
         self.tokens += int(totals["tokens"])
         self.report.stepped()
@@ -172,7 +190,8 @@ class Trainer:
         peak, flops = self.engine.peak_flops, self.plan.flops_per_token
         record |= {
             "learning_rate": self.learning_rate(self.step - 1),
-            "grad_norm": mean_norm(sums, self.step),
+            "grad_norm": mean_norm(sums),
+            "skipped_steps": self.skips.total,
             "tokens": self.tokens,
             "tokens_per_second": tokens_per_second,
             "mfu": flops * tokens_per_second / (peak * self.engine.world_size) if flops and peak else None,
@@ -189,12 +208,13 @@ class Trainer:
         self._interval_begin, self._interval_tokens, self._waited = time.monotonic(), self.tokens, 0.0
 
     def _read_sums(self) -> dict[str, float]:
-        """The sums of all ranks; the run ends here if they show that the weights are lost."""
-        sums, newest = self.engine.reduce(self.sums.read()), self.checkpoints.newest
-        kept = f"The newest training state is of step {newest.step}" if newest else "Nothing was saved"
-        with self.engine.together():
-            check_finite(sums, self.step, self.engine.skips_overflow, kept)
-        return sums
+        """The sums of all ranks; what was skipped has been told then."""
+        self.skips.catch_up()
+        return self.engine.reduce(self.sums.read())
+
+    def _kept(self) -> str:
+        newest = self.checkpoints.newest
+        return f"The newest training state is of step {newest.step}" if newest else "Nothing was saved"
 
     @contextlib.contextmanager
     def _off_the_clock(self) -> Iterator[None]:
@@ -208,12 +228,10 @@ class Trainer:
         sums = Sums()
         self.engine.model.eval()
         with torch.no_grad(), contextlib.closing(validation.one_pass()) as batches:
-            for loaded in batches:
-                if stop:
-                    break
-                sums.add_output(self.engine.forward(loaded.batch))
+            held_out = (loaded.batch for loaded in batches)
+            complete = self.engine.evaluate(held_out, stop, sums.add_output)
         self.engine.model.train()
-        if self.engine.agree(len(stop)):
+        if not complete:
             log.info("validation was broken off")
             return
         averages = means(self.engine.reduce(sums.read()), sums.weights)
@@ -227,21 +245,26 @@ class Trainer:
         record = {"step": self.step, "eval_loss": loss, "eval_perplexity": perplexity, "time": time.time()}
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
 
-    def _save(self) -> None:
-        if self.step == self._saved_step:
+    def _save(self, final: bool = False) -> None:
+        """Save a training state. While updates are skipped this is put off, as the weights may be lost; if it
+        fails, it is tried again when the next one is due.
+
+        Args:
+            final: there is no later.
+        """
+        if final:
+            self.saver.wait()
+        if self.step == self.saver.step:
             return
-        sums = self._read_sums()  # a state that is not finite is not worth keeping
-        weights, training = self.engine.state()
-        training |= {
+        sums = self._read_sums()
+        self._save_due = self.skips.in_a_row > 0 and not final
+        if self._save_due:
+            return
+        progress = {
             "step": self.step,
             "tokens": self.tokens,
             "position": tuple(self.position),
+            "skipped": (self.skips.total, self.skips.in_a_row),
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
-        with self.engine.together():
-            if self.engine.rank == 0:
-                path = self.checkpoints.save(self.step, weights, training)
-                log.info(
-                    f"saved step {self.step}: {self.checkpoints.output}-{self.step}, training state {path}"
-                )
-        self._saved_step = self.step
+        self.saver.save(self.step, progress, final)

@@ -207,6 +207,44 @@ def test_several_processes(place: Path, tmp_path: Path) -> None:
     assert told.count(f"resume: continuing from step {state.name}") == 1 and output.exists()
 
 
+def ranks_of(agent: subprocess.Popen[str]) -> dict[str, int]:
+    """The processes torchrun has started, by rank."""
+    pids = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    found = {}
+    for pid in pids:
+        if rank := re.search(rb"\0RANK=(\d+)\0", Path(f"/proc/{pid}/environ").read_bytes()):
+            found[rank[1].decode()] = int(pid)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in /proc")
+def test_torchrun_brings_a_killed_worker_back(place: Path, tmp_path: Path) -> None:
+    """The group goes on from its newest state, and the end is that of an undisturbed run."""
+    output = tmp_path / "model.bin"
+    options = {
+        "dataset_path": place / "dataset", "config_path": place / "config.json", "batch_size": 4,
+        "total_steps": 40, "save_checkpoint_steps": 3, "report_steps": 1,
+    }  # fmt: skip
+    undisturbed = pretrain(place, tmp_path / "whole.bin", world_size=2, **options)
+    process = start(
+        "-m", "torch.distributed.run", "--nproc_per_node", 2, "--max-restarts", 1, "pretrain.py",
+        *(f"--{name}={value}" for name, value in (options | {"output_model_path": output}).items()),
+    )  # fmt: skip
+    wait_for(process, Path(f"{output}-9"))
+    os.kill(ranks_of(process)["1"], signal.SIGKILL)
+    code, told, errors = finish(process)
+    assert code == 0, errors
+    resumed = [int(step) for step in re.findall(r"resume: continuing from step (\d+)", told)]
+    assert len(resumed) == 1 and resumed[0] >= 9 and resumed[0] % 3 == 0
+    code, _, errors = finish(undisturbed)
+    assert code == 0, errors
+    whole, parts = (torch.load(tmp_path / name, weights_only=True) for name in ("whole.bin", "model.bin"))
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    lines = Path(f"{output}.logs/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == list(range(1, 41))
+
+
 def test_an_error_of_all_processes_is_told_once(place: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, errors = finish(pretrain(place, tmp_path / "file" / "model.bin", world_size=2))

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
+import re
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ import torch
 from tencentpretrain.errors import ConfigError, UserError
 from tencentpretrain.files import read_json
 from tencentpretrain.training.checkpoint import MARKER, Checkpoints
+from tencentpretrain.training.engines import SingleEngine
 
 Make = Callable[..., Checkpoints]
 
@@ -32,21 +37,35 @@ def make(tmp_path: Path) -> Make:
     return checkpoints
 
 
-def weights(value: float) -> dict[str, torch.Tensor]:
-    return {"weight": torch.full((1000,), value)}
+class Held(torch.nn.Module):
+    """Weights, and moments of them, of one value."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.full((1000,), float(value)))
 
 
-def save(checkpoints: Checkpoints, *steps: int) -> None:
+def engine_of(value: float, moments: int = 1) -> SingleEngine:
+    engine = SingleEngine("fp32")
+    engine.prepare(Held(value), lambda model: torch.optim.SGD(model.parameters()))
+    engine.optimizer.state[engine.model.weight] = {"momentum_buffer": torch.full((moments,), float(value))}
+    return engine
+
+
+def save(checkpoints: Checkpoints, *steps: int, moments: int = 1) -> None:
     for step in steps:
-        checkpoints.save(step, weights(step), {"step": step})
+        engine = engine_of(step, moments)
+        checkpoints.save(step, engine.save_state, {"step": step}, engine.ranks)
 
 
 def found(checkpoints: Checkpoints, resume: str = "auto") -> int | None:
     state = checkpoints.find(resume)
     if state is None:
         return None
-    tensors, training = checkpoints.load(state)
-    assert tensors["weight"][0] == training["step"] == state.step
+    engine, training = engine_of(0), checkpoints.load(state)
+    engine.load_state(state.path, training)
+    (moments,) = engine.optimizer.state[engine.model.weight].values()
+    assert engine.model.weight[0] == moments[0] == training["step"] == state.step
     return state.step
 
 
@@ -94,6 +113,93 @@ def test_damaged_states_are_passed_over(make: Make, tmp_path: Path, damage: str)
         make().find(str(state))
 
 
+def test_any_changed_byte_is_noticed(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever a reader of the file would make of it."""
+    caplog.set_level(logging.INFO)
+    save(make(), 5, 10)
+    checkpoints = make()
+    for path in (tmp_path / "model.bin.states/10").iterdir():
+        content = path.read_bytes()
+        step = 1 if path.name == MARKER else len(content) // 20
+        for place in (*range(0, len(content), step), len(content) - 1):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+            caplog.clear()
+            state = checkpoints.find("auto")
+            assert state is not None
+            if state.step == 10:  # the name of the marker's own digest; all it says is still right
+                assert path.name == MARKER
+                changed, right = json.loads(path.read_bytes()), json.loads(content)
+                assert {name: changed[name] for name in right if name != "digest"} | {
+                    "digest": right["digest"]
+                } == right
+            else:
+                assert state.step == 5
+                assert re.search(r"resume: .*/10 is damaged \(.*\) and is passed over", caplog.text)
+        path.write_bytes(content)
+    assert found(make()) == 10
+
+
+OPERATIONS = {
+    "open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.chmod",
+}  # fmt: skip
+
+
+def killed_at(number: int, below: Path, action: Callable[[], None]) -> bool:
+    """Run `action` in a process that kills itself before its operation `number` on files; whether it did."""
+    process = os.fork()
+    if process == 0:
+        count = 0
+
+        def watch(event: str, arguments: tuple[Any, ...]) -> None:
+            nonlocal count
+            if event in OPERATIONS and str(arguments[0]).startswith(str(below)):
+                count += 1
+                if count == number:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        try:
+            sys.addaudithook(watch)
+            action()
+            os._exit(0)
+        finally:
+            os._exit(1)
+    status = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    assert status in (0, -signal.SIGKILL)
+    return status != 0
+
+
+def test_killed_between_any_two_operations_of_a_save(tmp_path: Path) -> None:
+    """Whatever is there under its name is complete, and the next run goes on from it."""
+
+    def at(place: Path) -> Checkpoints:
+        checkpoints = Checkpoints(place / "model.bin", {}, lambda path: {}, keep=2)
+        checkpoints.recover()
+        checkpoints.prepare()
+        return checkpoints
+
+    save(at(tmp_path / "before"), 5, 10)
+    steps, number, killed = [], 0, True
+    while killed:
+        number += 1
+        place = tmp_path / str(number)
+        shutil.copytree(tmp_path / "before", place)
+        checkpoints = at(place)
+        killed = killed_at(number, place, partial(save, checkpoints, 15))
+        for weights in place.glob("model.bin-*[0-9]"):
+            assert len(torch.load(weights, weights_only=True)["weight"]) == 1000
+            assert Path(f"{weights}.json").exists()
+        after = at(place)
+        steps.append(found(after))
+        assert not list(place.rglob(".*")) and (place / f"model.bin-{steps[-1]}").exists()
+        complete = names(place / "model.bin.states")
+        assert complete[-2:] in (["10", "5"], ["15", "5"], ["10", "15"]) or complete == ["10", "15", "5"]
+        save(after, 20)
+        assert found(at(place)) == 20
+        shutil.rmtree(place)
+    before = steps.index(15)
+    assert steps == [10] * before + [15] * (len(steps) - before) and before > 8 and len(steps) - before > 8
+
+
 def test_other_options_are_refused_by_name(make: Make) -> None:
     save(make(hidden_size=8), 5)
     with pytest.raises(ConfigError) as error:
@@ -124,9 +230,10 @@ def test_a_full_disk_loses_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     module = "tencentpretrain.training.checkpoint"
+    engine = "tencentpretrain.training.engines.base"
     with monkeypatch.context() as patch:
         if moment == "model":
-            patch.setattr(f"{module}.save_weights", full)
+            patch.setattr(f"{engine}.save_weights", full)
         elif moment == "training":
             patch.setattr(f"{module}.torch.save", full)
         elif moment == "marker":
@@ -159,7 +266,7 @@ def test_really_full_disk(make: Make, tmp_path: Path, name: str, limit: int) -> 
         with pytest.raises(
             UserError, match=r"cannot save the training state .*/10: .*the newest complete is of step 5"
         ):
-            checkpoints.save(10, weights(10), {"moments": torch.zeros(10_000)})
+            save(checkpoints, 10, moments=10_000)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert names(tmp_path / f"{name}.states") == ["5"] and not (tmp_path / f"{name}-10").exists()

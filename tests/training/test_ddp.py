@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import math
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,18 +19,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.tensor import DTensor
 
 from tencentpretrain.config import PreprocessConfig, TokenizerConfig
 from tencentpretrain.data.preprocess import preprocess
-from tencentpretrain.errors import ConfigError, UserError
+from tencentpretrain.errors import ConfigError
+from tencentpretrain.files import write_json
 from tencentpretrain.registry import TARGETS
 from tencentpretrain.targets.output import Part
 from tencentpretrain.tokenizers import build_tokenizer
-from tencentpretrain.training import report
-from tencentpretrain.training.checkpoint import Checkpoints
-from tencentpretrain.training.engines import DDPEngine, Place, choose_engine
+from tencentpretrain.training import checkpoint, report
+from tencentpretrain.training.engines import DDPEngine, Engine, Place, choose_engine
 from tencentpretrain.training.engines.processes import run_processes
 from tencentpretrain.training.pretraining import make_trainer, read_settings
+from tencentpretrain.training.trainer import Trainer
 
 STEPS = 20
 WORDS = [f"w{number}" for number in range(60)]
@@ -70,6 +75,16 @@ class PartlyUsed(torch.nn.Module):
         return Part(loss, torch.tensor(len(hidden)), {})
 
 
+def gradients_of(engine: Engine) -> dict[str, torch.Tensor]:
+    """By the name of the weight, whole, whatever part of them a process has."""
+    weights = engine.model.named_parameters()
+    gradients = {name: weight.grad for name, weight in weights if weight.grad is not None}
+    return {
+        name: gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
+        for name, gradient in gradients.items()
+    }
+
+
 def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> str:
     """Train as one process of those there are; what it ended with. Step 1's gradient is kept beside."""
     values: dict[str, Any] = {
@@ -79,6 +94,7 @@ def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> st
         "log_level": "ERROR",
     }  # fmt: skip
     stop: Mapping[int, tuple[int, int]] = options.pop("stop", {})
+    disturb: Callable[[Trainer], None] = options.pop("disturb", lambda trainer: None)
     values |= options
     settings = read_settings([f"--{option}={value}" for option, value in values.items()])
     log = logging.getLogger("tencentpretrain")
@@ -90,9 +106,7 @@ def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> st
 
         def kept(max_norm: float) -> torch.Tensor:
             if trainer.step == 0:
-                weights = trainer.engine.model.named_parameters()
-                gradients = {name: p.grad.clone() for name, p in weights if p.grad is not None}
-                torch.save(gradients, place / f"{name}.gradient-{rank}")
+                torch.save(gradients_of(trainer.engine), place / f"{name}.gradient-{rank}")
             return clip(max_norm)
 
         def signalled() -> None:
@@ -102,6 +116,7 @@ def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> st
 
         trainer.engine.clip = kept  # type: ignore[method-assign]
         trainer.report.stepped = signalled  # type: ignore[method-assign]
+        disturb(trainer)
         with contextlib.closing(trainer.report):
             trainer.train()
     except (Exception, KeyboardInterrupt) as error:
@@ -109,6 +124,45 @@ def run(place: Path, name: str, model: str, rank: int = 0, **options: Any) -> st
     finally:
         log.handlers[:], log.level, log.propagate = before
     return f"step {trainer.step}"
+
+
+def spoil_losses(steps: tuple[int, ...], trainer: Trainer) -> None:
+    """The loss of this process becomes NaN in these steps."""
+    forward = trainer.engine.forward
+
+    def spoilt(*arguments: Any, **options: Any) -> Any:
+        output = forward(*arguments, **options)
+        if trainer.step + 1 in steps:
+            output.parts["mlm"].loss_sum.data.fill_(math.nan)
+        return output
+
+    trainer.engine.forward = spoilt  # type: ignore[method-assign]
+
+
+def signal_in_validation(own: bool, batches: list[int], trainer: Trainer) -> None:
+    """SIGTERM, if it is this process's `own`, in its first held-out batch; counts the batches."""
+    forward = trainer.engine.forward
+
+    def signalled(*arguments: Any, **options: Any) -> Any:
+        if not trainer.engine.model.training:
+            batches.append(1)
+            if own:
+                os.kill(os.getpid(), signal.SIGTERM)
+        return forward(*arguments, **options)
+
+    trainer.engine.forward = signalled  # type: ignore[method-assign]
+
+
+def fail_saves(patch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The disk is full when the first process completes the states of these steps."""
+    write = write_json
+
+    def write_unless_full(path: Path, value: Any) -> None:
+        if value["step"] in steps:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, value)
+
+    patch.setattr(checkpoint, "write_json", write_unless_full)
 
 
 def work(place: Path) -> None:
@@ -136,19 +190,22 @@ def work(place: Path) -> None:
     train("parts", "dropout", **further, stop={0: (9, signal.SIGINT)})
     outcomes["second stop"] = outcomes["parts"]
     train("parts", "dropout", **further)
+    train("background", "dropout", **further, async_checkpoint=True, save_checkpoint_steps=4)
+    train("again", "dropout", **further, resume=place / "background.bin.states/12")
     train("fewer", "bert", batch_size=4, total_steps=6)
     train("more", "bert", batch_size=4, resume=place / "one-half.bin.states/6")
     train("other", "bert", batch_size=3, resume=place / "one-half.bin.states/6")
-    train("diverged", "bert", learning_rate=1e30, max_grad_norm=0)
-    save = Checkpoints.save
-
-    def full(self: Checkpoints, step: int, *rest: Any) -> Path:
-        if step == 2:
-            raise UserError("the disk is full")
-        return save(self, step, *rest)
-
-    Checkpoints.save = full  # type: ignore[method-assign]
-    train("full", "bert", save_checkpoint_steps=2)
+    train("diverged", "bert", learning_rate=1e30, max_grad_norm=0, max_skipped_steps=4)
+    train("spoilt", "bert", batch_size=4, disturb=partial(spoil_losses, (3, 4) if rank == 0 else (4, 8)))
+    held_out: list[int] = []
+    heed = partial(signal_in_validation, rank == 1, held_out)
+    train("validation", "bert", batch_size=2, disturb=heed, **dev)
+    outcomes["validated"] = str(len(held_out))
+    with pytest.MonkeyPatch.context() as patch:
+        fail_saves(patch, 2, 6)
+        train("full", "bert", save_checkpoint_steps=2, total_steps=8)
+        fail_saves(patch, 2, 4, 6, 8)
+        train("still full", "bert", save_checkpoint_steps=2)
     (place / f"outcomes-{rank}.json").write_text(json.dumps(outcomes))
 
 
@@ -183,6 +240,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
             options = {"batch_size": 8, "eval_dataset_path": place / "dev", "eval_steps": 10}
             assert run(place, f"one-{model}.bin", model, **options) == f"step {STEPS}"
         assert run(place, "one-half.bin", "bert", batch_size=8, total_steps=6) == "step 6"
+        run(place, "one-spoilt.bin", "bert", batch_size=8, disturb=partial(spoil_losses, (3, 4, 8)))
         run(place, "one-small.bin", "bert", total_steps=1, batch_size=40, eval_dataset_path=place / "dev")
         run_processes(partial(work, place), 2, (0, 1), None)
         resumed = {"batch_size": 8, "resume": place / "fewer.bin.states/6"}
@@ -221,6 +279,20 @@ def assert_same_curve(place: Path, one: str, other: str, first_step: int = 1) ->
             assert a[key] == pytest.approx(b[key], rel=1e-5), (a["step"], key)
 
 
+def assert_same_gradients(place: Path, one: str, other: str) -> None:
+    """Those of step 1, on both ranks of the other run."""
+    gradients = torch.load(place / f"{one}.bin.gradient-0", weights_only=True)
+    for rank in range(2):
+        others = torch.load(place / f"{other}.bin.gradient-{rank}", weights_only=True)
+        assert gradients.keys() == others.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(others[name], gradient, rtol=1e-5, atol=1e-6, msg=name)
+        whole, both = (
+            torch.cat([each[name].flatten() for name in gradients]) for each in (gradients, others)
+        )
+        assert (both - whole).norm() < 1e-6 * whole.norm()
+
+
 @pytest.mark.parametrize("model", AGREEING)
 @pytest.mark.parametrize("variant", ["", "-accumulated"])
 def test_two_processes_compute_what_one_does(
@@ -230,14 +302,7 @@ def test_two_processes_compute_what_one_does(
     assert outcomes(name) == [f"step {STEPS}"] * 2
     assert len([record for record in records_of(place, name) if "eval_loss" in record]) == 2
     assert_same_curve(place, f"one-{model}", name)
-    one = torch.load(place / f"one-{model}.bin.gradient-0", weights_only=True)
-    for rank in range(2):
-        other = torch.load(place / f"{name}.bin.gradient-{rank}", weights_only=True)
-        assert one.keys() == other.keys()
-        for weight, gradient in one.items():
-            torch.testing.assert_close(other[weight], gradient, rtol=1e-5, atol=1e-6, msg=weight)
-        whole, both = (torch.cat([each[weight].flatten() for weight in one]) for each in (one, other))
-        assert (both - whole).norm() < 1e-6 * whole.norm()
+    assert_same_gradients(place, f"one-{model}", name)
 
 
 def test_unused_parameters_are_searched_for_where_there_are_some(place: Path) -> None:
@@ -273,12 +338,23 @@ def test_a_stopped_run_ends_as_the_undisturbed_one(place: Path, outcomes: Callab
         for name in ("whole", "parts")
     ]
     assert states[0]["position"] == states[1]["position"] and states[0]["tokens"] == states[1]["tokens"]
+    assert states[0]["position"][0] > 0  # a later epoch
     moments = [
         [tensor for entry in state["optimizer"]["state"].values() for tensor in entry.values()]
         for state in states
     ]
     assert len(moments[0]) == len(moments[1]) and all(map(torch.equal, *moments))
     assert_same_curve(place, "whole", "parts")
+
+
+def test_a_run_goes_on_from_a_state_written_in_the_background(
+    place: Path, outcomes: Callable[[str], list[str]]
+) -> None:
+    whole = torch.load(place / "whole.bin", weights_only=True)
+    for name in ("background", "again"):
+        assert outcomes(name) == ["step 14"] * 2
+        weights = torch.load(place / f"{name}.bin", weights_only=True)
+        assert all(torch.equal(whole[key], weights[key]) for key in whole)
 
 
 def three_of_them(place: Path) -> None:
@@ -327,7 +403,8 @@ def test_another_number_of_processes_goes_on(place: Path, outcomes: Callable[[st
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("full", "the disk is full"), ("diverged", "stopped being finite")]
+    ("name", "message"),
+    [("still full", "No space left on device"), ("diverged", "of 4 updates in a row was not finite")],
 )
 def test_what_stops_one_stops_all_and_is_told_once(
     outcomes: Callable[[str], list[str]], name: str, message: str
@@ -335,6 +412,39 @@ def test_what_stops_one_stops_all_and_is_told_once(
     first, second = outcomes(name)
     assert first.startswith("UserError: ") and second.startswith("SharedError: ")
     assert first.count(message) == 1
+
+
+def test_a_save_that_fails_on_one_process_stops_none(
+    place: Path, outcomes: Callable[[str], list[str]]
+) -> None:
+    assert outcomes("full") == ["step 8"] * 2
+    assert (place / "full.bin.log").read_text().count("No space left on device") == 2
+    assert sorted(path.name for path in (place / "full.bin.states").iterdir()) == ["4", "8"]
+
+
+def test_a_loss_that_is_lost_on_one_process_skips_the_update_of_all(
+    place: Path, outcomes: Callable[[str], list[str]]
+) -> None:
+    """So does one process, whose losses they share."""
+    assert outcomes("spoilt") == [f"step {STEPS}"] * 2
+    one, two = (records_of(place, name) for name in ("one-spoilt", "spoilt"))
+    assert [record["skipped_steps"] for record in two] == [0, 0, 1, 2, 2, 2, 2] + [3] * 13
+    for a, b in zip(one, two, strict=True):
+        for key in ("grad_norm", "skipped_steps", "tokens") + (() if a["loss"] is None else ("loss",)):
+            assert a[key] == (None if b[key] is None else pytest.approx(b[key], rel=1e-5))
+    two_ranks = r"step (\d+): no update.* of rank 0 ([\d: ]+); of rank 1 ([\d: ]+)$"
+    told = re.findall(two_ranks, (place / "spoilt.bin.log").read_text(), re.M)
+    alone = re.findall(
+        two_ranks.replace("; of rank 1 ([\\d: ]+)", ""), (place / "one-spoilt.bin.log").read_text(), re.M
+    )
+    assert [(step, f"{first} {second}") for step, first, second in told] == alone and len(told) == 3
+
+
+def test_a_validation_is_broken_off_on_all(place: Path, outcomes: Callable[[str], list[str]]) -> None:
+    """One process alone was told to stop, in the first of its batches."""
+    assert outcomes("validation") == ["Terminated: "] * 2 and outcomes("validated") == ["1", "1"]
+    assert "validation was broken off" in (place / "validation.bin.log").read_text()
+    assert [path.name for path in (place / "validation.bin.states").iterdir()] == ["10"]
 
 
 def test_the_engine_follows_from_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:

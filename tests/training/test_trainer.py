@@ -2,9 +2,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import math
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,14 +24,16 @@ from tencentpretrain.layers.transformer import TransformerLayer
 from tencentpretrain.model import length_problems
 from tencentpretrain.registry import TARGETS
 from tencentpretrain.targets.output import Part
+from tencentpretrain.training import checkpoint
+from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.pretraining import deep_init
 from tencentpretrain.training.trainer import Trainer
 
 Run = Callable[..., Trainer]
 
 RECORD = {
-    "step", "loss", "loss_mlm", "loss_sp", "acc_mlm", "acc_sp", "learning_rate", "grad_norm", "tokens",
-    "tokens_per_second", "mfu", "memory_gb", "data_wait", "time",
+    "step", "loss", "loss_mlm", "loss_sp", "acc_mlm", "acc_sp", "learning_rate", "grad_norm", "skipped_steps",
+    "tokens", "tokens_per_second", "mfu", "memory_gb", "data_wait", "time",
 }  # fmt: skip
 
 
@@ -216,48 +221,120 @@ def test_clipping(run: Run) -> None:
         trainer.engine.optimizer.zero_grad()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="stopped being finite before step 5"):
-        run(learning_rate=1e30, max_grad_norm=0, scheduler="constant", report_steps=5, total_steps=20)
-    assert not list(tmp_path.glob("model.bin*-*")) and not list(Path(tmp_path / "model.bin.states").iterdir())
+def full_disk(monkeypatch: pytest.MonkeyPatch, *steps: int) -> None:
+    """The states of these steps cannot be written."""
+    write = checkpoint.write_json
+
+    def write_unless_full(path: Path, value: Any) -> None:
+        if value["step"] in steps:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, value)
+
+    monkeypatch.setattr(checkpoint, "write_json", write_unless_full)
 
 
-def test_save_refuses_what_is_not_finite(run: Run, tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"gradient.*The newest training state is of step 4; lower --learning_rate"
-    ):
-        run_with_infinite_gradient_at(run, 5)
-    assert [path.name for path in (tmp_path / "model.bin.states").iterdir()] == ["4"]
-
-
-def run_with_infinite_gradient_at(run: Run, *steps: int, **options: Any) -> Trainer:
-    backward = Trainer._update
-
-    def poisoned(trainer: Trainer, batches: Any) -> None:
-        if trainer.step in steps:
-            weight = next(iter(trainer.engine.model.parameters()))
-            weight.grad = torch.full_like(weight, math.inf)
-        backward(trainer, batches)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Trainer, "_update", poisoned)
-        short = {"save_checkpoint_steps": 2, "report_steps": 100, "total_steps": 6, "keep_checkpoints": 1}
-        return run(**short | options)
-
-
-def test_fp16_leaves_out_what_overflows(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("background", [False, True])
+def test_a_full_disk_fails_the_save_and_not_the_run(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    background: bool,
 ) -> None:
-    monkeypatch.setattr(
-        "tencentpretrain.training.engines.base.choose_precision", lambda *_: ("fp16", "for tests")
-    )
-    trainer = run_with_infinite_gradient_at(run, 1, 2, 3, report_steps=2)
-    assert trainer.step == 6 and all(weight.isfinite().all() for weight in trainer.engine.model.parameters())
-    assert [record["grad_norm"] > 0 for record in records_of(tmp_path / "model.bin")] == [True, False, True]
-    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert len(warnings) == 1 and "no update in the 2 steps up to step 4" in warnings[0]
-    parts = torch.load(tmp_path / "model.bin.states/6/training.pt", weights_only=True)
-    assert parts["scaler"]["scale"] == 65536 / 2**3
+    full_disk(monkeypatch, 4, 6, 10)
+    assert run(save_checkpoint_steps=2, async_checkpoint=background).step == 12
+    told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    directory = tmp_path / "model.bin.states"
+    assert told == [
+        f"cannot save the training state {directory}/{step}: No space left on device; the newest complete is "
+        f"of step {newest}. Free space or fix the path. Training goes on; it ends when 3 saves in a row have "
+        "failed."
+        for step, newest in ((4, 2), (6, 2), (10, 8))
+    ]
+    assert sorted(path.name for path in directory.iterdir()) == ["12", "8"]
+    assert not (tmp_path / "model.bin-4").exists() and (tmp_path / "model.bin").exists()
+
+
+def test_a_state_is_written_while_training_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is of the step at which it was due, to the last bit; the next one waits for it."""
+    options = {"save_checkpoint_steps": 4, "keep_checkpoints": 3}
+    run("usual.bin", **options)
+    states = tmp_path / "parallel.bin.states"
+    complete, goes_on, seen = checkpoint.complete_directory, threading.Event(), []
+
+    def held_up(path: Path) -> Any:
+        assert path.name != "4" or goes_on.wait(60)
+        return complete(path)
+
+    def stepped(trainer: Trainer, batches: Any) -> None:
+        update(trainer, batches)
+        if trainer.step == 7:
+            seen.extend(path.name for path in states.iterdir() if path.name.isdigit())
+            goes_on.set()
+
+    update = Trainer._update
+    monkeypatch.setattr(checkpoint, "complete_directory", held_up)
+    monkeypatch.setattr(Trainer, "_update", stepped)
+    run("parallel.bin", **options, async_checkpoint=True)
+    assert not seen and sorted(path.name for path in states.iterdir()) == ["12", "4", "8"]
+    for step in (4, 8, 12):
+        usual = tmp_path / f"usual.bin.states/{step}"
+        assert_same_weights(usual / "model.pt", states / str(step) / "model.pt")
+        first, second = (torch.load(path / "training.pt") for path in (usual, states / str(step)))
+        assert_same_state(first, second)
+    run("again.bin", **options, resume=states / "8")
+    assert_same_weights(tmp_path / "usual.bin", tmp_path / "again.bin")
+
+
+@pytest.mark.parametrize("background", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "stop", "end"), [((4, 6, 8), None, 8), ((12,), None, 12), ((5,), (5, signal.SIGTERM), 5)]
+)
+def test_saves_that_fail_end_the_run_where_no_later_one_can_help(
+    run: Run,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    steps: tuple[int, ...],
+    stop: Any,
+    end: int,
+    background: bool,
+) -> None:
+    full_disk(monkeypatch, *steps)
+    with pytest.raises(
+        UserError, match=rf"states/{end}: No space left on device.*\. Then give the same command"
+    ):
+        run(save_checkpoint_steps=2, stop=stop, async_checkpoint=background)
+    monkeypatch.undo()
+    assert not [path for path in (tmp_path / "model.bin.states").iterdir() if not path.name.isdigit()]
+    assert run().step == 12
+
+
+def test_a_signal_is_heeded_within_a_step(run: Run, workplace: Path, tmp_path: Path) -> None:
+    """Also amid micro-batches and amid a validation, which is broken off."""
+    calls = {"training": 0, "validation": 0}
+
+    def signalled(which: str, number: int) -> Callable[..., Any]:
+        forward = Engine.forward
+
+        def counted(engine: Engine, *arguments: Any, **options: Any) -> Any:
+            now = "training" if engine.model.training else "validation"
+            calls[now] += 1
+            if (now, calls[now]) == (which, number):
+                os.kill(os.getpid(), signal.SIGTERM)
+            return forward(engine, *arguments, **options)
+
+        return counted
+
+    options = {"accumulation_steps": 4, "eval_dataset_path": workplace / "dev", "eval_steps": 2}
+    for which, number, step in (("training", 6, 2), ("validation", 3, 4)):
+        calls |= {"training": 0, "validation": 0}
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Terminated):
+            patch.setattr(Engine, "forward", signalled(which, number))
+            run(**options)
+        assert max(path.name for path in (tmp_path / "model.bin.states").iterdir()) == str(step)
+    assert calls["training"] == 2 * 4 and calls["validation"] == 3
 
 
 def test_deep_init_scales_what_layers_add(run: Run, tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from tencentpretrain.training.engines.base import Engine, choose_device, choose_precision
 from tencentpretrain.training.engines.ddp import DDPEngine
+from tencentpretrain.training.engines.fsdp import FSDPEngine
 from tencentpretrain.training.engines.processes import Place, choose_engine
 from tencentpretrain.training.engines.single import SingleEngine
 
 __all__ = [
-    "DDPEngine", "Engine", "Place", "SingleEngine", "choose_device", "choose_engine", "choose_precision",
+    "DDPEngine", "Engine", "FSDPEngine", "Place", "SingleEngine", "choose_device", "choose_engine",
+    "choose_precision",
 ]  # fmt: skip

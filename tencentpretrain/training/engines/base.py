@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import resource
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +17,13 @@ from torch.optim import Optimizer
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.errors import ConfigError
+from tencentpretrain.state_dict import read_tensors, save_weights
 from tencentpretrain.targets.output import TargetOutput
+from tencentpretrain.training.engines.ranks import Ranks
+from tencentpretrain.training.host import HostCopies
 
+P = ParamSpec("P")
+T = TypeVar("T")
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 # Dense bf16/fp16 FLOP/s (vendors' data sheets); the first of these that the device's name contains.
@@ -23,6 +32,8 @@ PEAKS = {
     "A100": 312e12, "A800": 312e12, "L40S": 362e12, "A10": 125e12, "V100": 125e12, "T4": 65e12,
     "RTX 4090": 165e12, "RTX 3090": 71e12,
 }  # fmt: skip
+
+_MORE, _STOP = 1, 2  # what a rank says before each batch of a validation: it has one, it was told to stop
 
 
 def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
@@ -63,6 +74,11 @@ def choose_device(gpu_ranks: Sequence[int]) -> tuple[torch.device, list[str]]:
     return device, []
 
 
+def whole_weights(directory: Path) -> Path:
+    """The file of a state that holds all weights."""
+    return next(path for path in directory.iterdir() if path.stem == "model")
+
+
 class Engine:
     """A process's part of the training of a model, on its device.
 
@@ -77,6 +93,7 @@ class Engine:
     name: str
     rank = 0
     world_size = 1
+    sharded = False  # ranks hold parts of the weights, and have to run the model together
 
     def __init__(self, device: tuple[torch.device, list[str]], precision: str, compile: bool) -> None:
         self.device, self._notes = device
@@ -86,8 +103,11 @@ class Engine:
             # computes many times slower. Threads inherit this from who starts them, so it is set early.
             torch.set_flush_denormal(True)
         self.compile = compile
-        self.skips_overflow = self.precision == "fp16"  # updates whose gradient is not finite are left out
-        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.skips_overflow)
+        self.ranks = Ranks()
+        self._copies = HostCopies()
+        self._thread = ThreadPoolExecutor(1)
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
+        self._spare: Batch  # a rank without a batch goes along with one it has seen
         self.model: nn.Module
         self.optimizer: Optimizer
 
@@ -113,7 +133,19 @@ class Engine:
         """Meet the other processes."""
 
     def close(self) -> None:
-        """Part from the other processes."""
+        """Part from the other processes, when what goes on in the background has ended."""
+        self._thread.shutdown()
+
+    def in_background(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Do this beside the training, one thing after the other."""
+        return self._thread.submit(work, *args, **kwargs)
+
+    def building(self) -> AbstractContextManager[None]:
+        """The model to train is built inside."""
+        return nullcontext()
+
+    def place(self, model: nn.Module) -> None:
+        """What is done to a model that was built, before its weights get their values."""
 
     def prepare(
         self, model: nn.Module, make_optimizer: Callable[[nn.Module], Optimizer] | None = None
@@ -141,7 +173,28 @@ class Engine:
             last: whether the update's last `backward` is that of this batch: then engines with ranks
                 exchange the gradients.
         """
+        if self.sharded and torch.is_grad_enabled():
+            self._spare = batch
         return self._run(self.model, batch)
+
+    def evaluate(
+        self, batches: Iterator[Batch], stop: Sequence[int], take: Callable[[TargetOutput], None]
+    ) -> bool:
+        """Run the model on batches of CPU tensors, each rank on its own; false if it was broken off.
+
+        Args:
+            stop: something is in it as soon as this rank is told to; then all do.
+            take: is given the outputs.
+        """
+        while True:
+            batch = next(batches, None)
+            said = self.agree(_STOP if stop else 0 if batch is None else _MORE)
+            if said != _MORE:
+                return said != _STOP
+            if batch is not None:
+                take(self.forward(batch))
+            elif self.sharded:
+                self.forward(self._spare)
 
     def _run(self, model: nn.Module, batch: Batch) -> TargetOutput:
         moved = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.items()}
@@ -151,8 +204,8 @@ class Engine:
         return output
 
     def backward(self, loss: Tensor) -> None:
-        """Add up gradients."""
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        """Add up gradients; those of a loss that is not finite are NaN."""
+        self._scaler.scale(poisoned(loss)).backward()  # type: ignore[no-untyped-call]
 
     def gradient(self, loss: Tensor, weight: Tensor) -> Tensor:
         """The gradient of one weight, up to a positive factor; nothing is added up anywhere."""
@@ -162,45 +215,125 @@ class Engine:
         """Scale gradients down to `max_norm` (0: leave them) and return their norm, still on the device."""
         self._scaler.unscale_(self.optimizer)
         if max_norm > 0:
-            return nn.utils.clip_grad_norm_(self._parameters, max_norm)
-        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+            self._norm = nn.utils.clip_grad_norm_(self._parameters, max_norm)
+        else:
+            self._norm = nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+        return self._norm
 
     def step(self, learning_rate: float) -> None:
+        """Update the weights, unless the norm of the gradient is not finite: then nothing changes.
+
+        All ranks have the same norm, and so do the same.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._scaler.step(self.optimizer)
+        if self._parameters[0].device.type != "cpu" and getattr(
+            self.optimizer, "_step_supports_amp_scaling", False
+        ):
+            # Its kernel looks at the norm itself, as it does for torch's GradScaler, so that nobody waits.
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~self._norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif self._norm.isfinite():
+            self.optimizer.step()
         self._scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def fetch(self, value: Tensor) -> Callable[[], float]:
+        """Begin to copy a number from the device; what is returned waits for it, not for what comes later."""
+        copy = value.detach().to("cpu", non_blocking=True)
+        if value.device.type != "cuda":
+            return copy.item
+        arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        arrived.record()
+
+        def wait() -> float:
+            arrived.synchronize()
+            return copy.item()
+
+        return wait
 
     def reduce(self, values: Mapping[str, float]) -> dict[str, float]:
         """Sums over all ranks, of the names that any of them has."""
         return dict(values)
 
+    def add_up(self, value: Tensor) -> Tensor:
+        """The sum over all ranks of a tensor, on the device."""
+        return value
+
     def agree(self, value: int) -> int:
         """The largest value of all ranks: what one of them was told, all of them do."""
         return value
 
-    def together(self) -> AbstractContextManager[None]:
-        """All ranks are done with what is inside before one goes on; an error of one is an error of all.
+    def _load_by_name(self, directory: Path, training: Mapping[str, Any]) -> None:
+        """Take over a state of another engine."""
+        from tencentpretrain.training import sharded
 
-        Raises:
-            UserError: on every rank, with all problems, if one has raised a UserError or OSError inside; the
-                engine is closed.
-        """
+        stored, numbers = sharded.stored_in(directory, training, self.model, self.optimizer)
+        sharded.restore(self.model, self.optimizer, stored, numbers)
+
+    def refusal(self, engine: str, world_size: int) -> str | None:
+        """Why this engine cannot go on from a state that `engine` wrote with so many ranks; None: it can."""
+        return None
+
+    def together(self) -> AbstractContextManager[None]:
+        """`ranks.agreed()`, and the engine is closed if there was an error."""
         return nullcontext()
 
-    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The model's weights, and what else training needs to go on."""
-        training = {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
-        return self.model.state_dict(), training
+    def save_state(self, directory: Path, weights_name: str) -> dict[str, Any]:
+        """Write this rank's part of the weights and of what training needs into a state's directory.
 
-    def load_state(self, weights: Mapping[str, Tensor], training: Mapping[str, Any]) -> None:
-        self.model.load_state_dict(weights)
+        All ranks come here, and the directory is one for all; they choose different names for their files.
+
+        Args:
+            weights_name: of the file with all weights, which is then published.
+
+        Returns:
+            What is the same on all ranks: tensors, numbers and strings. Rank 0 keeps it in `training.pt`.
+        """
+        if self.rank == 0:
+            save_weights(self.model.state_dict(), directory / weights_name)
+        return self._training_state()
+
+    def snapshot(self) -> Callable[[Path, str], dict[str, Any]]:
+        """Copy the state to the host; what is returned writes the copy, as `save_state` does, in any thread.
+
+        It is no longer to be called when the next copy has been made.
+        """
+        if self.rank > 0:  # the first has it all
+            return lambda directory, weights_name: {}
+        weights, training = self._copies.take((dict(self.model.state_dict()), self._training_state()))
+
+        def write(directory: Path, weights_name: str) -> dict[str, Any]:
+            save_weights(weights, directory / weights_name)
+            return dict(training)
+
+        return write
+
+    def background_ranks(self) -> Ranks:
+        """The ranks, for a thread of each that speaks with the others beside the training."""
+        return self.ranks
+
+    def _training_state(self) -> dict[str, Any]:
+        return {"optimizer": self.optimizer.state_dict(), "scaler": self._scaler.state_dict()}
+
+    def load_state(self, directory: Path, training: Mapping[str, Any]) -> None:
+        """Take over a state. All ranks come here.
+
+        Args:
+            directory: where `save_state` wrote; nothing in it is changed.
+            training: what `save_state` returned, in a file that is mapped to memory.
+        """
+        if (directory / "shards").is_dir():
+            self._load_by_name(directory, training)
+            return
+        self.model.load_state_dict(dict(read_tensors(whole_weights(directory))))
         asked = [
             {name: value for name, value in group.items() if name != "params"}
             for group in self.optimizer.param_groups
         ]
-        self.optimizer.load_state_dict(training["optimizer"])
+        # A copy: torch takes over the tensors themselves, and these are a file's.
+        self.optimizer.load_state_dict(copy.deepcopy(training["optimizer"]))
         for group, options in zip(self.optimizer.param_groups, asked, strict=True):
             group.update(options)  # torch takes them from the state, but they may be asked for anew
         if training["scaler"]:
@@ -219,3 +352,8 @@ class Engine:
             return None
         name = torch.cuda.get_device_name()
         return next((peak for known, peak in PEAKS.items() if known in name), None)
+
+
+def poisoned(loss: Tensor) -> Tensor:
+    """The loss; where it is not finite, with a gradient of NaN, which reaches every rank with the others."""
+    return loss * torch.where(loss.isfinite(), 1.0, math.nan)

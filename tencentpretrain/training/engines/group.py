@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 from collections.abc import Iterator, Mapping
 
@@ -12,13 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from tencentpretrain.errors import ConfigError, GroupLostError, SharedError, UserError
+from tencentpretrain.errors import ConfigError, UserError
 from tencentpretrain.training.engines.base import Engine
-from tencentpretrain.training.engines.processes import Place
+from tencentpretrain.training.engines.processes import Place, meeting_store
+from tencentpretrain.training.engines.ranks import GroupRanks, watching
 
 _SEED_OF_RANK = 0x85EBCA6B  # odd, so that no two ranks share a seed
-# What gloo and NCCL say when a process they talk to is gone.
-_LOST = re.compile(r"gloo|nccl|connection|socket|broken pipe|timed? ?out", re.IGNORECASE)
 
 
 class GroupEngine(Engine):
@@ -37,6 +35,7 @@ class GroupEngine(Engine):
         if self.backend == "nccl" and self.device.type != "cuda":
             raise ConfigError("--backend nccl needs GPUs, but there is none; use gloo, or leave it out.")
         self._own_group = False
+        self._background: GroupRanks | None = None
 
     @property
     def title(self) -> str:
@@ -45,19 +44,29 @@ class GroupEngine(Engine):
     def start(self) -> None:
         if not dist.is_initialized():
             self._own_group = True
+            place = Place(self.rank, self.world_size)
             dist.init_process_group(
                 self.backend,
                 rank=self.rank,
                 world_size=self.world_size,
-                store=dist.HashStore() if self.world_size == 1 else None,  # type: ignore[attr-defined]
+                store=meeting_store(place) if self.world_size > 1 else dist.HashStore(),  # type: ignore[attr-defined]
                 device_id=self.device if self.backend == "nccl" else None,
             )
         # Numbers on the host go another way than gradients, so that no device is waited for.
-        self._host = dist.group.WORLD if self.backend == "gloo" else dist.new_group(backend="gloo")
+        host = dist.group.WORLD if self.backend == "gloo" else dist.new_group(backend="gloo")
+        assert host is not None
+        self.ranks: GroupRanks = GroupRanks(host)
+
+    def background_ranks(self) -> GroupRanks:
+        if self._background is None:
+            group = dist.new_group(backend="gloo")
+            assert group is not None
+            self._background = GroupRanks(group)
+        return self._background
 
     def close(self) -> None:
-        with _watching():
-            dist.barrier(self._host)
+        super().close()
+        self.ranks.barrier()
         if self._own_group:
             time.sleep(0.3)  # torch 2.13: a process that leaves at once may abort at exit
             dist.destroy_process_group()
@@ -67,47 +76,33 @@ class GroupEngine(Engine):
         super().seed((seed + self.rank * _SEED_OF_RANK) % 2**32)
 
     def backward(self, loss: Tensor) -> None:
-        with _watching():
+        with watching():
             super().backward(loss)
 
     def reduce(self, values: Mapping[str, float]) -> dict[str, float]:
         totals: dict[str, float] = {}
-        for text in self._gather(json.dumps(dict(values))):
+        for text in self.ranks.gather(json.dumps(dict(values))):
             for name, value in json.loads(text).items():
                 totals[name] = totals.get(name, 0) + value
         return totals
 
+    def add_up(self, value: Tensor) -> Tensor:
+        total = value.detach().clone()
+        with watching():
+            dist.all_reduce(total)
+        return total
+
     def agree(self, value: int) -> int:
-        largest = torch.tensor(value)
-        with _watching():
-            dist.all_reduce(largest, dist.ReduceOp.MAX, self._host)
-        return int(largest)
+        return self.ranks.agree(value)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        problem = ""
         try:
-            yield
-        except (UserError, OSError) as error:
-            problem = str(error)
-        problems = [text for text in self._gather(problem) if text]
-        if problems:
+            with self.ranks.agreed():
+                yield
+        except UserError:
             self.close()
-            message = "\n".join(dict.fromkeys(problems))
-            raise UserError(message) if self.rank == 0 else SharedError(message)
-
-    def _gather(self, text: str) -> list[str]:
-        """The texts of all ranks."""
-        data = torch.tensor(list(text.encode()), dtype=torch.uint8)
-        length = self.agree(len(data))
-        if not length:
-            return [""] * self.world_size
-        padded = torch.zeros(length, dtype=torch.uint8)
-        padded[: len(data)] = data
-        texts = [torch.empty_like(padded) for _ in range(self.world_size)]
-        with _watching():
-            dist.all_gather(texts, padded, self._host)
-        return [bytes(each.tolist()).rstrip(b"\0").decode() for each in texts]
+            raise
 
 
 def _device_of(place: Place) -> torch.device:
@@ -122,15 +117,3 @@ def _device_of(place: Place) -> torch.device:
     device = torch.device("cuda", place.local_rank)
     torch.cuda.set_device(device)
     return device
-
-
-@contextlib.contextmanager
-def _watching() -> Iterator[None]:
-    """Tell the loss of another process from other errors."""
-    try:
-        yield
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or not _LOST.search(str(error)):
-            raise
-        first = str(error).strip().splitlines()[0]
-        raise GroupLostError(f"another process of the group has ended ({first})") from error

@@ -10,6 +10,7 @@ import signal
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.connection import wait
 from multiprocessing.context import SpawnProcess
@@ -17,8 +18,9 @@ from types import FrameType
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
-from tencentpretrain.errors import ConfigError, run_program
+from tencentpretrain.errors import ConfigError, GroupLostError, run_program
 
 _GRACE = 30  # seconds that the others have to end after one of a group has
 _STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of who was asked to stop
@@ -43,6 +45,36 @@ class Place:
         if not all(name in os.environ for name in names):
             return None
         return Place(*(int(os.environ[name]) for name in names))
+
+
+def meeting_store(place: Place) -> dist.Store:  # type: ignore[name-defined]
+    """Where the processes of a run meet, without what an earlier start of theirs has left there.
+
+    torchrun keeps one store when it starts a group again, and in it are the addresses of processes that have
+    ended. So the first rank gives every start a name; the others ask for it under names of their own, so
+    that no old answer is taken for the new one.
+
+    Raises:
+        GroupLostError: not all came.
+    """
+    store = next(rendezvous("env://", place.rank, place.world_size))[0]
+    own = uuid.uuid4().hex
+    if place.rank > 0:
+        store.set(f"ask/{place.rank}", own)
+        name = store.get(f"answer/{own}").decode()
+        store.set(f"{name}/{place.rank}", "here")
+        return dist.PrefixStore(name, store)  # type: ignore[attr-defined]
+    missing = set(range(1, place.world_size))
+    deadline = time.monotonic() + store.timeout.total_seconds()
+    while missing:
+        if time.monotonic() > deadline:
+            raise GroupLostError(f"the processes of ranks {sorted(missing)} have not come")
+        for rank in missing:
+            if store.check([f"ask/{rank}"]):
+                store.set(f"answer/{store.get(f'ask/{rank}').decode()}", own)
+        missing = {rank for rank in missing if not store.check([f"{own}/{rank}"])}
+        time.sleep(0.01)
+    return dist.PrefixStore(own, store)  # type: ignore[attr-defined]
 
 
 def choose_engine(asked: str, world_size: int) -> str:
