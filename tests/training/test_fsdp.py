@@ -15,18 +15,20 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from test_ddp import STEPS, assert_same_curve, records_of, run, write_stores
+from test_ddp import PartlyUsed, assert_same_curve, records_of, run, write_stores
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.model import build_model
+from tencentpretrain.registry import TARGETS
 from tencentpretrain.state_dict import read_tensors
 from tencentpretrain.training import report
 from tencentpretrain.training.engines import FSDPEngine, Place
 from tencentpretrain.training.engines.processes import run_processes
 from tencentpretrain.training.sharded import read_parts
 
+STEPS = 9
 FSDP = {"engine": "fsdp"}
 DROPOUT = FSDP | {
     "batch_size": 3, "total_steps": 14, "workers_num": 1, "accumulation_steps": 2, "report_steps": 4,
@@ -34,15 +36,17 @@ DROPOUT = FSDP | {
 BACKGROUND = {"async_checkpoint": True, "save_checkpoint_steps": 2}
 UNUSUAL = {
     "shared": ("bert", {"parameter_sharing": True}),
-    "recomputed": ("t5", {"activation_checkpointing": True}),
+    "recomputed": ("t5", {"activation_checkpointing": True, "layers_num": 1}),
     "recurrent": ("gpt2", {"encoder": "lstm", "mask": "fully_visible"}),
     "adafactor": ("bert", {"optimizer": "adafactor"}),
+    "unused": ("unused", {}),
 }
 
 
 def one_of_two(place: Path) -> None:
     torch.set_num_threads(1)
     report.draw_curves = lambda records, path: None
+    TARGETS.register("partly_used")(PartlyUsed)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
     outcomes: dict[str, str] = {}
@@ -61,7 +65,7 @@ def one_of_two(place: Path) -> None:
     stopped("background", {1: (9, signal.SIGTERM)}, **DROPOUT, **BACKGROUND)
     train("again", "dropout", **DROPOUT, resume=place / "background.bin.states/12")
     train("half", "bert", batch_size=4, total_steps=6)
-    train("more", "bert", batch_size=4, resume=place / "one-half.bin.states/6")
+    train("more", "bert", batch_size=4, resume=place / "one-half.bin.states/6", total_steps=STEPS)
     still = {"learning_rate": 0, "total_steps": 1, "deep_init": True}
     train("initial", "bert", **still)
     outcomes["loaded"] = run(
@@ -70,6 +74,8 @@ def one_of_two(place: Path) -> None:
     )  # fmt: skip
     for name, (model, options) in UNUSUAL.items():
         train(name, model, **options, batch_size=4, total_steps=3)
+    small = {"total_steps": 1, "eval_dataset_path": place / "dev"}
+    train("small", "bert", **small, batch_size=20)
     train("rounded", "bert", batch_size=4, total_steps=3, precision="bf16")
     write_data = FileSystemWriter.write_data
 
@@ -89,7 +95,10 @@ def one_of_four(place: Path) -> None:
     report.draw_curves = lambda records, path: None
     dist.init_process_group("gloo")
     rank, resume = dist.get_rank(), place / "half.bin.states/6"
-    assert run(place, "four.bin", "bert", rank, **FSDP, batch_size=2, resume=resume) == f"step {STEPS}"
+    assert (
+        run(place, "four.bin", "bert", rank, **FSDP, batch_size=2, resume=resume, total_steps=STEPS)
+        == f"step {STEPS}"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +108,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     flush = torch.tensor([1e-40]).mul(0.5).item() == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_curves", lambda records, path: None)
-        assert run(place, "one.bin", "bert", batch_size=8) == f"step {STEPS}"
+        patch.setitem(TARGETS._entries, "partly_used", PartlyUsed)
+        assert run(place, "one.bin", "bert", batch_size=8, total_steps=STEPS) == f"step {STEPS}"
         assert run(place, "one-half.bin", "bert", batch_size=8, total_steps=6) == "step 6"
         still = {"learning_rate": 0, "total_steps": 1, "deep_init": True}
         assert run(place, "one-initial.bin", "bert", **still) == "step 1"
         for name, (model, options) in UNUSUAL.items():
             assert run(place, f"one-{name}.bin", model, **options, batch_size=8, total_steps=3) == "step 3"
+        small = {"total_steps": 1, "eval_dataset_path": place / "dev"}
+        assert run(place, "one-small.bin", "bert", **small, batch_size=40) == "step 1"
         run_processes(partial(one_of_two, place), 2, (0, 1), None)
         run_processes(partial(one_of_four, place), 4, (0, 1, 2, 3), None)
-        resume = {"batch_size": 8, "resume": place / "half.bin.states/6"}
+        resume = {"batch_size": 8, "resume": place / "half.bin.states/6", "total_steps": STEPS}
         assert run(place, "single.bin", "bert", **resume) == f"step {STEPS}"
         assert run(place, "alone.bin", "bert", **resume, **FSDP) == f"step {STEPS}"
     yield place
@@ -166,6 +178,12 @@ def test_initial_weights_are_those_of_one_process(place: Path) -> None:
 def test_unusual_models(place: Path, outcomes: Callable[[str], list[str]], name: str) -> None:
     assert outcomes(name) == ["step 3"] * 2
     assert_same_curve(place, f"one-{name}", name)
+
+
+def test_a_process_without_data_goes_along(place: Path, outcomes: Callable[[str], list[str]]) -> None:
+    """All held-out samples are the first rank's; the other one has a part of the weights."""
+    assert outcomes("small") == ["step 1"] * 2
+    assert_same_curve(place, "one-small", "small")
 
 
 def test_layers_compute_in_bf16(place: Path, outcomes: Callable[[str], list[str]]) -> None:

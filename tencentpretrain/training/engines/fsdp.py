@@ -104,19 +104,24 @@ class FSDPEngine(GroupEngine):
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         mesh = init_device_mesh(self.device.type, (self.world_size,))
         place = CPUOffloadPolicy() if self._offload else OffloadPolicy()
-        layers = [child for child in model.modules() if isinstance(child, TransformerLayer)]
-        # What several layers have in common, and a layer that is used as several, belong to the whole model.
-        owners: dict[nn.Parameter, int] = {}
-        for layer in layers:
-            for parameter in layer.parameters():
-                owners[parameter] = owners.get(parameter, 0) + 1
-        shared = {parameter for parameter, number in owners.items() if number > 1}
+        layers = {
+            f"{name}.": child
+            for name, child in model.named_modules(remove_duplicate=False)
+            if isinstance(child, TransformerLayer)
+        }
+        # What a layer has in common with others (T5's table of distances, which published files name in every
+        # layer) belongs to the whole model.
+        owners: dict[nn.Parameter, set[nn.Module | None]] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            owner = next((layer for prefix, layer in layers.items() if name.startswith(prefix)), None)
+            owners.setdefault(parameter, set()).add(owner)
+        shared = {parameter for parameter, own in owners.items() if len(own) > 1}
         # Layers take bf16 copies of their weights, which is what autocast would make of them: half of what
         # is sent. The residual stream between them stays as it is.
         precision = MixedPrecisionPolicy(
             param_dtype=DTYPES.get(self.precision), reduce_dtype=torch.float32, cast_forward_inputs=False
         )
-        for layer in layers:
+        for layer in dict.fromkeys(layers.values()):
             fully_shard(
                 layer, mesh=mesh, mp_policy=precision, offload_policy=place,
                 ignored_params=shared & set(layer.parameters()),
