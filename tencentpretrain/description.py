@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tencentpretrain.config import ModelConfig, Options, as_json, options_of
 from tencentpretrain.config.load import read_model_json
-from tencentpretrain.errors import ConfigError
+from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.files import complete_directory, complete_files, json_text, read_json, write_json
 
 if TYPE_CHECKING:
@@ -173,6 +173,8 @@ def check_against_description(
             advice = "" if source is None else f"leave {source} out; "
             problems.append(f"{known}; {advice}it is known from {_known_from(path)}.")
     own = tgt_own = description.get("tokenizer_fingerprint")
+    if own is None and tokenizer is not None and "tokenizer_path" in description:
+        own = _fingerprint_of(Path(description["tokenizer_path"]), tokenizer)
     if "tgt_vocab_size" in description:
         tgt_own = description.get("tgt_tokenizer_fingerprint")
     elif tgt_tokenizer is tokenizer:
@@ -192,6 +194,20 @@ def check_against_description(
         )
     if problems:
         raise ConfigError(problems)
+
+
+def _fingerprint_of(directory: Path, tokenizer: Tokenizer) -> str | None:
+    """The tokenizer's own if the one in a Hugging Face directory has the same tokens; None: none is there."""
+    from tencentpretrain.tokenizers import load_tokenizer
+
+    try:
+        theirs = load_tokenizer(directory)
+    except DataError:
+        return None
+    common = min(len(theirs.tokens), len(tokenizer.tokens))
+    return (
+        tokenizer.fingerprint if theirs.tokens[:common] == tokenizer.tokens[:common] else theirs.fingerprint
+    )
 
 
 def _known_from(path: str | Path) -> Path:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from tencentpretrain.config.options import option
-from tencentpretrain.config.shared import CONFIG_PATH, INPUT_LENGTH, LOAD_MODEL_PATH, PLUGINS, PRECISION
+from tencentpretrain.config.shared import LOAD_MODEL_PATH
+from tencentpretrain.config.training import ReadingConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,17 +31,12 @@ class NeighboursConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class ContextConfig:
+class ContextConfig(ReadingConfig):
     """Context: what is put in the word's place, and how it is read."""
 
     cand_vocab_path: str | None = option(
         None, "Words that are tried, one a line; default: the vocabulary of the model."
     )
-    config_path: str = CONFIG_PATH()
-    batch_size: int = option(64, "Rows in a batch.", minimum=1)
-    seq_length: int = INPUT_LENGTH()
-    precision: str = PRECISION()
-    plugins: tuple[str, ...] = PLUGINS()
 
 
 @dataclasses.dataclass(frozen=True)

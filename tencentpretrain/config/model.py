@@ -258,6 +258,8 @@ class ModelConfig:
                         f"`share_embedding` needs the embedding 'word', but `{name}` is "
                         f"{' '.join(getattr(self, name))}."
                     )
+        if {"cls", "sp"}.intersection(self.target):
+            yield from self.pooling_problems()
         for kind in ("embedding", "target", "tgt_embedding"):
             names = getattr(self, kind)
             if not names and kind != "target":
@@ -271,6 +273,20 @@ class ModelConfig:
                 yield f"`target_weights`: the weight of '{name}' must be 0 or more, but is {weight} instead."
         for module in self.modules():
             yield from module.problems(self) if hasattr(module, "problems") else ()
+
+    def pooling_problems(self) -> Iterator[str]:
+        """Why the vector of a text would not be about the text."""
+        sees = getattr(ENCODERS[self.encoder], "is_causal", lambda config: False)
+        if (
+            self.pooling == "first"
+            and self.decoder is None
+            and self.mask != "causal_with_prefix"
+            and sees(self)
+        ):
+            yield (
+                "`pooling` is first, but the first position sees nothing of the text that follows; use last "
+                "or mean."
+            )
 
     def modules(self) -> Iterator[type[Any]]:
         """The registered classes that the configuration names; a class may have `problems(config)`."""

@@ -193,17 +193,23 @@ class ClassifierConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class InferConfig:
-    """Inference."""
+class ReadingConfig:
+    """How a trained model reads texts."""
 
-    load_model_path: str = LOAD_MODEL_PATH()
-    test_path: str = option(..., "Rows to predict.")
-    prediction_path: str = option(..., "Predictions are written here, one row per input row, in order.")
     config_path: str = CONFIG_PATH()
     batch_size: int = option(64, "Rows in a batch.", minimum=1)
     seq_length: int = INPUT_LENGTH()
     precision: str = PRECISION()
     plugins: tuple[str, ...] = PLUGINS()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferConfig(ReadingConfig):
+    """Inference."""
+
+    load_model_path: str = LOAD_MODEL_PATH()
+    test_path: str = option(..., "Rows to predict.")
+    prediction_path: str = option(..., "Predictions are written here, one row per input row, in order.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,7 +32,7 @@ _TOKENIZERS: dict[str, tuple[str, Mapping[str, str]]] = {
 _TOKENIZER_FILES = (
     "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model", "tokenizer.json",
 )  # fmt: skip
-# What a directory holds that `write` may replace: its own work.
+WRITTEN_BY = {"written_by": "tencentpretrain"}  # in config.json: what `write` may replace is its own work
 _WRITTEN = re.compile(
     r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|vocab\.(txt|json)|merges\.txt|tokenizer\.json|.+\.spm|.+\.model|tokenizer_config\.json|special_tokens_map\.json"
@@ -62,6 +62,7 @@ _CONDITIONAL: dict[str, Callable[[ModelConfig, Sequence[str]], bool]] = {
     "scale_tied_output": lambda config, parts: "lm" in parts,
     "pooling": lambda config, parts: "sp" in parts or "classification" in parts,
 }
+_MALFORMED = (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError)
 _HEADS_WITH_LABELS = ("classification", "token_classification")
 
 
@@ -161,8 +162,11 @@ def read(
 
 def _with_head(family: Family, config: Mapping[str, Any]) -> Family:
     """The family with the head that the configuration names, if it names one."""
+    names = config.get("architectures") or ()
+    if not isinstance(names, list | tuple):
+        raise WeightsError(f"{CONFIG}: `architectures` is {names}, expected a list of names.")
     for head in family.heads:
-        if head.architecture in (config.get("architectures") or ()):
+        if head.architecture in names:
             return family.with_head(head.name)
     return family
 
@@ -171,8 +175,11 @@ def _labels(family: Family, config: Mapping[str, Any]) -> list[str] | None:
     """Names of the classes, where the family has a head with classes."""
     if family.head not in _HEADS_WITH_LABELS:
         return None
-    names = config.get("id2label") or dict(enumerate(_unnamed(config.get("num_labels", 2))))
-    return [name for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
+    try:
+        names = config.get("id2label") or dict(enumerate(_unnamed(int(config.get("num_labels", 2)))))
+        return [str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
+    except _MALFORMED as error:
+        raise WeightsError(f"{CONFIG}: `id2label` or `num_labels` cannot be read ({error}).") from None
 
 
 def _unnamed(count: int) -> list[str]:
@@ -241,6 +248,9 @@ def _read_settings(family: Family, config: Mapping[str, Any]) -> tuple[dict[str,
             value = setting.to_ours(config)
         except WeightsError as error:
             problems.append(str(error))
+            continue
+        except _MALFORMED as error:
+            problems.append(f"`{setting.theirs or ' '.join(setting.options)}` cannot be read ({error})")
             continue
         for name in setting.options:
             values.setdefault(name, value)
@@ -390,14 +400,21 @@ def check_replaceable(path: Path) -> None:
         return
     names = sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
     others = [name for name in names if not _WRITTEN.fullmatch(name)]
-    theirs = CONFIG in names and "transformers_version" in read_json(path / CONFIG)  # which ours never says
-    if path.is_dir() and not others and (CONFIG in names or not names) and not theirs:
+    if path.is_dir() and not others and (not names or (CONFIG in names and _is_own(path))):
         return
-    what = f"is a directory that holds '{(others or names)[0]}'" if names else "is a file"
+    if names:
+        what = f"is a directory that holds '{others[0]}'" if others else "was not written by this program"
+    else:
+        what = "is a file"
     raise ConfigError(
         f"--output_model_path: {path} {what}, so it is not overwritten; a model of theirs is a directory of "
         "its own (or a file, if its name ends in .bin, .pt or .safetensors)."
     )
+
+
+def _is_own(directory: Path) -> bool:
+    config = read_json(directory / CONFIG)
+    return isinstance(config, dict) and WRITTEN_BY.items() <= config.items()
 
 
 def write(
@@ -445,7 +462,7 @@ def write(
         values["id2label"] = dict(enumerate(names))
         values["label2id"] = {name: number for number, name in enumerate(names)}
     with complete_directory(path) as temporary:
-        write_json(temporary / CONFIG, values)
+        write_json(temporary / CONFIG, values | WRITTEN_BY)
         if tokenizer is not None and (named := their_tokenizer(family, tokenizer)) is not None:
             _write_tokenizer(temporary, family, config, tokenizer, *named)
         _write_shards(theirs, temporary, max_shard_size)
@@ -497,6 +514,9 @@ def _write_tokenizer(
 ) -> None:
     tokenizer.write_files(directory, names)
     special = {f"{role}_token": token for role, token in tokenizer.special_tokens.items()}
+    for name, role in family.token_ids.items():
+        if name in ("bos_token_id", "eos_token_id") and role in tokenizer.special_tokens:
+            special[name.removesuffix("_id")] = tokenizer.special_tokens[role]
     write_json(directory / "special_tokens_map.json", special)
     write_json(
         directory / "tokenizer_config.json",

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_config, option
+from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_config, option, options_of
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family
 from tencentpretrain.conversion.huggingface import TheirModel
@@ -150,14 +150,19 @@ def convert() -> None:
     concerns = (
         DirectionConfig, DecoderConversionConfig, VerificationConfig, DirectoryConfig, TokenizerConfig
     )  # fmt: skip
-    direction, config, verification, directory, tokenizer = Options(
+    options = Options(
         "Convert weights of this toolkit to Hugging Face, or back; the family is found out.", *concerns
-    ).build(*concerns)
+    )
+    direction, config, verification, directory, tokenizer = options.build(*concerns)
     family = next((family for family in FAMILIES if family.name == direction.family), None)
     if direction.to == "huggingface":
-        _to_huggingface(config, verification, directory, tokenizer, family)
-    else:
-        bring_from_huggingface(config, verification, family)
+        return _to_huggingface(config, verification, directory, tokenizer, family)
+    without = [
+        name for name in options_of(DirectoryConfig) | options_of(TokenizerConfig) if options.given(name)
+    ]
+    if without:
+        raise ConfigError([f"--{name} is for --to huggingface; leave it out." for name in without])
+    bring_from_huggingface(config, verification, family)
 
 
 def sbert_from_huggingface() -> None:

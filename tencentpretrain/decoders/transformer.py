@@ -42,7 +42,7 @@ class TransformerDecoder(TransformerStack):
             )
 
     def forward(self, hidden: Tensor, memory: Tensor, batch: Batch, cache: Cache | None = None) -> Tensor:
-        at = positions(hidden, batch.get("decoder_segment_ids"), cache)
+        at = positions(hidden, batch, cache, "decoder_")
         source = Positions(batch.get("segment_ids"), at.queries, memory.shape[1], memory.device)
         return self.run(
             list(self.transformer_decoder),
@@ -50,7 +50,6 @@ class TransformerDecoder(TransformerStack):
             causal(at),
             at,
             self.self_pos_emb,
-            batch.get("decoder_position_ids"),
             memory=(memory, fully_visible(source)),
             cache=cache,
         )

@@ -65,19 +65,10 @@ class TransformerEncoder(TransformerStack):
         self, hidden: Tensor, batch: Batch, outputs: int | None = None, cache: Cache | None = None
     ) -> Tensor:
         """With `outputs`, that many leading positions of the last layer are computed: [B, outputs, D]."""
-        at = positions(hidden, batch.get("segment_ids"), cache)
+        at = positions(hidden, batch, cache)
         mask = self.mask(at)
         if "document_ids" in batch:
             mask = mask.within_documents(batch["document_ids"])
         if self.linear is not None:
             hidden = self.linear(hidden)
-        return self.run(
-            self._layers(),
-            hidden,
-            mask,
-            at,
-            self.relative_pos_emb,
-            batch.get("position_ids"),
-            outputs,
-            cache=cache,
-        )
+        return self.run(self._layers(), hidden, mask, at, self.relative_pos_emb, outputs, cache=cache)

@@ -84,6 +84,7 @@ class Positions(NamedTuple):
         segment_ids: [B, S], 0 at padding; None: no padding.
         queries: how many ask: the last T of the S.
         keys: S.
+        position_ids: [B, T] where the positions are not counted up.
         generating: earlier keys may be in a cache, and padding on the left; else it is on the right, where no
             real query looks in a causal model.
     """
@@ -92,6 +93,7 @@ class Positions(NamedTuple):
     queries: int
     keys: int
     device: torch.device
+    position_ids: Tensor | None = None
     generating: bool = False
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.layers.cache import Cache
 from tencentpretrain.layers.masks import AttentionMask, Positions
@@ -42,7 +43,6 @@ class TransformerStack(nn.Module):
         mask: AttentionMask,
         at: Positions,
         relative: RelativePositionEmbedding | None,
-        position_ids: Tensor | None,
         outputs: int | None = None,
         memory: tuple[Tensor, AttentionMask] | None = None,
         cache: Cache | None = None,
@@ -57,7 +57,7 @@ class TransformerStack(nn.Module):
             mask = mask.with_bias(bias - bias[..., -at.queries :].mT)
         rotation = None
         if self.rotary is not None:
-            rotation = self.rotary(at.queries, position_ids, at.keys - at.queries, at.device)
+            rotation = self.rotary(at.queries, at.position_ids, at.keys - at.queries, at.device)
 
         def through(numbers: range, hidden: Tensor, mask: AttentionMask) -> tuple[Tensor, AttentionMask]:
             for number in numbers:
@@ -75,12 +75,17 @@ class TransformerStack(nn.Module):
         return hidden if self.layer_norm is None else self.layer_norm(hidden)
 
 
-def positions(hidden: Tensor, segment_ids: Tensor | None, cache: Cache | None) -> Positions:
-    """The positions of hidden states [B, T, D] among all that attention may see."""
+def positions(hidden: Tensor, batch: Batch, cache: Cache | None, side: str = "") -> Positions:
+    """The positions of hidden states [B, T, D] among all that attention may see.
+
+    Args:
+        side: what the names of the side's batch fields begin with.
+    """
+    queries, numbers = hidden.shape[1], batch.get(f"{side}position_ids")
     if cache is None:
-        return Positions(segment_ids, hidden.shape[1], hidden.shape[1], hidden.device)
-    keys = cache.length + hidden.shape[1]
-    return Positions(cache.segment_ids, hidden.shape[1], keys, hidden.device, generating=True)
+        return Positions(batch.get(f"{side}segment_ids"), queries, queries, hidden.device, numbers)
+    keys = cache.length + queries
+    return Positions(cache.segment_ids, queries, keys, hidden.device, numbers, generating=True)
 
 
 def stack_problems(config: ModelConfig) -> Iterator[str]:

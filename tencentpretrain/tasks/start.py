@@ -158,7 +158,7 @@ def model_for(task: type[Task], config: ModelConfig, seq_length: int) -> ModelCo
         for field, reader in fields_read(config)
         if not reader.startswith("target ") and field not in task.provides
     ]
-    problems += length_problems(config, seq_length)
+    problems += [*config.pooling_problems(), *length_problems(config, seq_length)]
     if problems:
         raise ConfigError(problems)
     return config

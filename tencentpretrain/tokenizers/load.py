@@ -43,8 +43,7 @@ def load_tokenizer(source: str | Path | TokenizerConfig, side: Literal["src", "t
         return build_tokenizer(source)
     path = Path(source)
     if path.is_dir():
-        saved = (path / DESCRIPTION_NAME).is_file()
-        return _load_saved(path) if saved else build_tokenizer(_huggingface_options(path))
+        return _load_saved(path) if (path / DESCRIPTION_NAME).is_file() else _load_huggingface(path)
     description = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
     if not description.is_file():
         absent = "" if path.exists() else "no such file or directory; "
@@ -79,8 +78,9 @@ def _load_saved(directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def _huggingface_options(directory: Path) -> TokenizerConfig:
-    """Options for the files of a Hugging Face directory, which may describe more than our tokenizers do.
+def _load_huggingface(directory: Path) -> Tokenizer:
+    """The tokenizer of a Hugging Face directory: one of ours where it gives the same ids, else as its
+    tokenizer.json says.
 
     Raises:
         DataError: no file of a tokenizer, or one that splits text in a way that ours do not and that no
@@ -90,12 +90,20 @@ def _huggingface_options(directory: Path) -> TokenizerConfig:
     settings = _read_object(settings_path) if settings_path.is_file() else {}
     parts = _read_object(directory / "tokenizer.json") if (directory / "tokenizer.json").is_file() else {}
     try:
-        return _own_options(directory, settings, parts)
+        own = build_tokenizer(_own_options(directory, settings, parts))
     except DataError:
         if not parts:
             raise
-        # Slower than those of ours, but it is what the file says.
-        return TokenizerConfig("hfpretrained", vocab_path=str(directory / "tokenizer.json"))
+    else:
+        if not parts and (directory / "added_tokens.json").is_file():
+            raise DataError(
+                f"{directory}: tokens of added_tokens.json are read from a tokenizer.json only; save the "
+                "tokenizer anew with Transformers."
+            )
+        if all(own.ids.get(token["content"]) == token["id"] for token in parts.get("added_tokens") or []):
+            return own
+    # Slower than those of ours, but it is what the file says.
+    return build_tokenizer(TokenizerConfig("hfpretrained", vocab_path=str(directory / "tokenizer.json")))
 
 
 def _own_options(directory: Path, settings: dict[str, Any], parts: dict[str, Any]) -> TokenizerConfig:
@@ -152,7 +160,9 @@ def _like_bert(directory: Path, settings: dict[str, Any], parts: dict[str, Any])
 
 def _check(directory: Path, parts: dict[str, Any], part: str, expected: dict[str, Any]) -> None:
     """Refuse what would give other ids; a setting that is not there is as expected."""
-    given = parts.get(part) or {}
+    given = parts.get(part, {})
+    if given is None:  # a tokenizer.json that has no such part
+        given = {"type": None}
     for name, value in expected.items():
         allowed = value if isinstance(value, tuple) else (value,)
         if given.get(name, allowed[0]) not in allowed:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -40,7 +40,7 @@ class PretrainedTokenizer(Tokenizer):
             self._rust = Rust.from_buffer(self._content)
             added = parts.get("added_tokens") or []
             self._special_names = tuple(token["content"] for token in added if token["special"])
-            self._plain = Rust.from_str(json.dumps(_without_special_tokens(parts, self._special_names)))
+            self._plain = Rust.from_str(json.dumps(_without_special_tokens(parts, {*self._special_names})))
         except Exception as error:  # the library raises nothing more precise
             raise DataError(f"{path} is no tokenizer.json ({error}).") from None
         for rust in (self._rust, self._plain):
@@ -82,18 +82,20 @@ class PretrainedTokenizer(Tokenizer):
         return token[0] != SPACE and token[0].isalnum() and not is_cjk(token[0])
 
 
-def _without_special_tokens(parts: dict[str, Any], special: Collection[str]) -> dict[str, Any]:
+def _without_special_tokens(parts: dict[str, Any], special: Set[str]) -> dict[str, Any]:
     """The description of a tokenizer to which special tokens that a text spells out are text."""
 
     def hidden(token: str) -> str:
         # Ids go by order, so none may be left out; this starts with what is no character.
         return f"\uffff{token}" if token in special and token != model.get("unk_token") else token
 
-    model = parts["model"]
-    vocab = model["vocab"]
-    if isinstance(vocab, dict):
-        vocab = {hidden(token): id for token, id in vocab.items()}
+    model = dict(parts["model"])
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {hidden(token): id for token, id in model["vocab"].items()}
     else:
-        vocab = [[hidden(token), score] for token, score in vocab]
+        model["vocab"] = [[hidden(token), score] for token, score in model["vocab"]]
+    if "merges" in model:
+        pairs = (merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"])
+        model["merges"] = [pair for pair in pairs if not {*pair, "".join(pair)} & special]
     added = [token | {"content": hidden(token["content"])} for token in parts.get("added_tokens") or []]
-    return parts | {"added_tokens": added, "post_processor": None, "model": model | {"vocab": vocab}}
+    return parts | {"added_tokens": added, "post_processor": None, "model": model}

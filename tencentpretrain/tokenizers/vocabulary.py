@@ -17,7 +17,7 @@ ROLES = ("pad", "unk", "cls", "sep", "mask")
 USUAL_NAMES: dict[str, tuple[str, ...]] = {
     "pad": ("[PAD]", "<pad>", "<|endoftext|>"),
     "unk": ("[UNK]", "<unk>", "<|endoftext|>"),
-    "cls": ("[CLS]", "<s>", "<|endoftext|>"),
+    "cls": ("[CLS]", "<s>", "<|endoftext|>", "</s>"),  # the last is all that T5 has
     "sep": ("[SEP]", "</s>", "<|endoftext|>"),
     "mask": ("[MASK]", "<mask>"),
 }
@@ -196,7 +196,8 @@ def read_special_tokens(path: Path) -> tuple[dict[str, str], list[str]]:
     found: dict[str, str] = {}
     further: list[str] = []
     for key, item in value.items():
-        if not key.endswith(("_token", "special_tokens")):  # a tokenizer_config.json says more than names
+        # A tokenizer_config.json says more than names, add_bos_token for example.
+        if not key.endswith(("_token", "special_tokens")) or isinstance(item, bool):
             continue
         for name in item if isinstance(item, list) else [item]:
             name = name.get("content") if isinstance(name, dict) else name

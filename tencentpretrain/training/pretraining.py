@@ -70,7 +70,11 @@ log = logging.getLogger("tencentpretrain")
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What was asked for, resolved and checked, and the dataset it is about."""
+    """What was asked for, resolved and checked, and the dataset it is about.
+
+    Attributes:
+        vocab_sizes: rows of the word embeddings of both sides; pre-trained weights may have more than tokens.
+    """
 
     model: ModelConfig
     data: DataConfig
@@ -79,6 +83,7 @@ class Settings:
     pretrain: PretrainConfig
     sources: tuple[Source, ...]
     labels_num: int | None
+    vocab_sizes: tuple[int, int]
     notes: list[str]
     place: Place
     engine: str
@@ -153,9 +158,14 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         raise ConfigError(
             f"--deepspeed_config and --enable_zero3 need --deepspeed, but the engine is {engine}."
         )
+    beside = description or {}
+    rows = int(beside.get("vocab_size", 0)), int(beside.get("tgt_vocab_size", beside.get("vocab_size", 0)))
+    tokens = store.tokenizer.vocab_size, store.tgt_tokenizer.vocab_size
+    vocab_sizes = max(rows[0], tokens[0]), max(rows[1], tokens[1])
     return Settings(
-        model, data, optimization, run, pretrain, sources, labels_num, options.notes, place, engine, setup
-    )
+        model, data, optimization, run, pretrain, sources, labels_num, vocab_sizes, options.notes, place,
+        engine, setup,
+    )  # fmt: skip
 
 
 def _deepspeed_setup(
@@ -252,10 +262,8 @@ def _labels_num(stores: Sequence[TokenStore], given: int | None) -> int | None:
 
 def fresh_model(settings: Settings, place: Callable[[Model], None] | None = None) -> Model:
     """The model that fits the dataset's tokenizers and labels; `place` as in `build_model`."""
-    store = settings.store
-    return build_model(
-        settings.model, store.tokenizer.vocab_size, settings.labels_num, store.tgt_tokenizer.vocab_size, place
-    )
+    vocab_size, tgt_vocab_size = settings.vocab_sizes
+    return build_model(settings.model, vocab_size, settings.labels_num, tgt_vocab_size, place)
 
 
 def make_model(settings: Settings, engine: Engine) -> Model:
@@ -378,6 +386,7 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
             store.tokenizer,
             plugins=settings.run.plugins,
             labels_num=settings.labels_num,
+            vocab_size=settings.vocab_sizes[0],
             tgt_tokenizer=tgt_tokenizer,
         )
 

@@ -189,7 +189,7 @@ def test_a_configuration_survives_being_written_and_read(
 ) -> None:
     config = ModelConfig(
         hidden_size=heads * size, emb_size=heads * size, heads_num=heads, mask=mask, target=tuple(target),
-        dropout=dropout, target_weights={target[0]: 0.5},
+        dropout=dropout, target_weights={target[0]: 0.5}, pooling="mean",
     )  # fmt: skip
     options = Options("", ModelConfig, arguments=[])
     options.add_layer("file", json.loads(json.dumps(as_json(config))))

@@ -188,6 +188,28 @@ def test_verify_is_of_the_same_input(run_convert, tmp_path: Path, kind: str, siz
     assert "hidden states: largest difference" in printed
 
 
+def test_options_of_the_other_direction_are_refused(run_convert, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--max_seq_length is for --to huggingface"):
+        run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--max_seq_length", "5")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architectures": 5},
+        {"id2label": ["a", "b"], "architectures": ["BertForSequenceClassification"]},
+        {"num_labels": "x", "id2label": None, "architectures": ["BertForSequenceClassification"]},
+    ],
+)
+def test_malformed_configurations_are_named(run_convert, tmp_path: Path, changes: dict[str, Any]) -> None:
+    tiny_bert().save_pretrained(tmp_path / "theirs")
+    path = tmp_path / "theirs" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    path.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(WeightsError, match=r"config\.json: `"):
+        run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
+
+
 @pytest.mark.parametrize("kept", ["notes.txt", "pytorch_model.bin", "ours.bin"])
 def test_nothing_but_its_own_work_is_replaced(run_convert, tmp_path: Path, kept: str) -> None:
     source = ours(tmp_path / "models" / "ours.bin", **BERT_LIKE)
@@ -200,6 +222,12 @@ def test_nothing_but_its_own_work_is_replaced(run_convert, tmp_path: Path, kept:
     with pytest.raises(ConfigError, match=r"models is a directory that holds 'ours\.bin'"):
         run_convert("huggingface", source, tmp_path / "models")
     assert (target / kept).read_text() == "mine" and source.is_file()
+    (target / kept).unlink()
+    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
+    del config["written_by"]  # as theirs
+    (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ConfigError, match="was not written by this program, so it is not overwritten"):
+        run_convert("huggingface", source, target)
     with pytest.raises(ConfigError, match="would lie in a Hugging Face directory"):
         run_convert("tencentpretrain", target, target / "pytorch_model.bin")
 

@@ -517,3 +517,37 @@ def test_tokenizer_of_a_json_alone_is_carried(run_script: Program, tmp_path: Pat
     done = run_script("convert_qwen2_from_tencentpretrain_to_huggingface", ours, back)
     assert done.code == 0, done.stderr
     assert transformers.AutoTokenizer.from_pretrained(back)(text).input_ids == tokenizer.encode(text)
+
+
+def test_pretraining_starts_from_a_directory(tmp_path: Path) -> None:
+    """Whose embedding has more rows than its tokenizer has tokens, as Qwen's and T5's have."""
+    from tokenizers import Tokenizer, models
+
+    from tencentpretrain.config import PreprocessConfig
+    from tencentpretrain.data.preprocess import preprocess
+    from tencentpretrain.errors import ConfigError
+    from tencentpretrain.training.pretraining import fresh_model, read_settings
+
+    source, corpus = tmp_path / "qwen", tmp_path / "corpus.txt"
+    model = tiny("Qwen2")
+    model.save_pretrained(source)
+    tokens = ["<s>", "</s>", "a", "b", "ab"]
+    corpus.write_text("abba\nbab\n", encoding="utf-8")
+
+    def saved(tokens: list[str], path: Path) -> str:
+        path.mkdir(exist_ok=True)
+        rust = Tokenizer(models.BPE({token: id for id, token in enumerate(tokens)}, [("a", "b")]))
+        rust.add_special_tokens(["<s>", "</s>"])
+        rust.save(str(path / "tokenizer.json"))
+        return str(path)
+
+    for name, directory in (("own", saved(tokens, source)), ("other", saved(tokens[::-1], tmp_path / "x"))):
+        config = PreprocessConfig(corpus_path=(str(corpus),), dataset_path=str(tmp_path / name))
+        preprocess(config, "documents", load_tokenizer(directory))
+    options = ["--pretrained_model_path", str(source), "--data_processor", "lm", "--seq_length", "8"]
+    options += ["--output_model_path", str(tmp_path / "out.bin"), "--dataset_path"]
+    settings = read_settings([*options, str(tmp_path / "own")])
+    rows = model.get_input_embeddings().weight.shape[0]
+    assert fresh_model(settings).embedding.word.embedding.weight.shape[0] == rows > len(tokens)
+    with pytest.raises(ConfigError, match="made with another tokenizer"):
+        read_settings([*options, str(tmp_path / "other")])

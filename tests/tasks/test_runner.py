@@ -222,6 +222,12 @@ def test_of_an_encoder_decoder_the_encoder_is_trained(
     assert predict(trained, toy / "dev.tsv") == predict(trained, toy / "dev.tsv", f"--config_path={config}")
 
 
+def test_a_causal_model_does_not_pool_its_first_position(arguments: Arguments) -> None:
+    causal = {"mask": "causal", "target": "lm"}
+    with pytest.raises(ConfigError, match="the first position sees nothing of the text that follows"):
+        finetune("classifier", arguments(**causal, pooling="first"))
+
+
 def test_inference_refuses_what_contradicts_the_weights(trained: Path, toy: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.json"
     wrong.write_text(json.dumps(json.loads((toy / "config.json").read_text()) | {"pooling": "first"}))

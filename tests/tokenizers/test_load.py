@@ -183,6 +183,39 @@ def test_tokenizers_beside_ours(vocabularies: Any, tmp_path: Path) -> None:
         assert same(ours, theirs, TEXTS)
 
 
+def test_tokens_added_to_a_sentencepiece_model(vocabularies: Any, tmp_path: Path) -> None:
+    """T5's sentinels, the chat tokens of a LLaMA: in tokenizer.json, not in the model beside it."""
+    theirs = transformers.XLMRobertaTokenizer.from_pretrained(vocabularies.fairseq.parent)
+    theirs.save_pretrained(tmp_path)
+    shutil.copy(vocabularies.fairseq, tmp_path / "sentencepiece.bpe.model")
+    assert load_tokenizer(tmp_path).kind == "xlmroberta"
+    theirs.add_tokens(["<|im_start|>"], special_tokens=True)
+    theirs.save_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    assert same(ours, theirs, [*TEXTS, "<|im_start|> user"])
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "added_tokens.json").write_text("{}")
+    with pytest.raises(DataError, match=r"added_tokens\.json are read from a tokenizer\.json only"):
+        load_tokenizer(tmp_path)
+
+
+def test_flags_are_no_tokens(tmp_path: Path) -> None:
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_object=split_bytes(), eos_token="</s>")
+    theirs.save_pretrained(tmp_path)
+    path = tmp_path / "tokenizer_config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) | {"add_bos_token": False, "add_eos_token": True}
+    path.write_text(json.dumps(settings), encoding="utf-8")
+    assert load_tokenizer(tmp_path).sep_id == theirs.eos_token_id
+
+
+def test_a_special_token_that_merges_make_too(tmp_path: Path) -> None:
+    rust = RustTokenizer(models.BPE({"<": 0, "s>": 1, "s": 2, ">": 3, "<s>": 4}, [("s", ">"), ("<", "s>")]))
+    rust.add_special_tokens(["<s>"])
+    rust.save(str(tmp_path / "tokenizer.json"))
+    ours = load_tokenizer(tmp_path)
+    assert ours.encode("<s>") == [4] and ours.encode("<s>", special_tokens=False) == [0, 1]
+
+
 @pytest.mark.parametrize("content", ["{}", '{"model": {"type": "BPE"}}', "[1]", "no JSON"])
 def test_no_tokenizer_json(content: str, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(content)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,8 @@ class AlbertProcessor(BertProcessor):
     def _check(self, store: TokenStore) -> None:
         """Every document will do."""
 
-    def _make_masking(self) -> Masking:
+    @functools.cached_property
+    def _masking(self) -> Masking:
         return Masking(self.config, self.tokenizer, lengths=NGRAMS, marked=self.store.marks_words)
 
     def _draft(self, first: Ints, epochs: Ints, sentence_ends: Callable[[Ints], Ints]) -> Draft:

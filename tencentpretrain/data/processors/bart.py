@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import math
 from typing import TYPE_CHECKING
 
@@ -44,11 +45,14 @@ class BartProcessor(Processor):
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
         self._chunks = Chunks(self.store, config.seq_length - 2)
-        self._masking = Masking(config, tokenizer, BUDGET, POISSON[1:], self.store.marks_words)
         self._frame = tokenizer.require("cls"), tokenizer.require("sep")
         self._mask_id = tokenizer.require("mask")
         # Spans of no token, to each other one.
         self._empty = 0 if config.span_masking else POISSON[0] / (1 - POISSON[0])
+
+    @functools.cached_property
+    def _masking(self) -> Masking:
+        return Masking(self.config, self.tokenizer, BUDGET, POISSON[1:], self.store.marks_words)
 
     def plan(self, epoch: int) -> Ints:
         return self._chunks.plan()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
+from tencentpretrain.data.masking import Masking
 from tencentpretrain.data.random import Ints, UInts, streams
 from tencentpretrain.errors import ConfigError, DataError
 
@@ -74,6 +76,11 @@ class Processor:
         self.store = store.marking_words() if marked else store
         self.config = config
         self.tokenizer = tokenizer
+
+    @functools.cached_property
+    def _masking(self) -> Masking:
+        """What chooses the tokens to hide."""
+        return Masking(self.config, self.tokenizer, marked=self.store.marks_words)
 
     @classmethod
     def check(cls, config: DataConfig, tokenizer: Tokenizer) -> None:

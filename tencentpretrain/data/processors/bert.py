@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.masking import Masking
 from tencentpretrain.data.processors.base import (
     MASK,
     ROW,
@@ -59,11 +58,7 @@ class BertProcessor(Processor):
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
         self._check(store)
-        self._masking = self._make_masking()
         self._room = config.seq_length - 3  # [CLS] a [SEP] b [SEP]
-
-    def _make_masking(self) -> Masking:
-        return Masking(self.config, self.tokenizer, marked=self.store.marks_words)
 
     def _check(self, store: TokenStore) -> None:
         if store.sentences_num == store.documents_num:

@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.masking import Masking
 from tencentpretrain.data.processors.base import MASK, Arrays, Processor
 from tencentpretrain.data.processors.stream import Stream
 from tencentpretrain.data.random import Ints
@@ -71,10 +70,6 @@ class MlmProcessor(PieceProcessor):
     provides = ("input_ids", "segment_ids", "mlm_labels")
     roles = ("cls", "sep", "mask")
     masks_words = True
-
-    def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
-        super().__init__(store, config, tokenizer)
-        self._masking = Masking(config, tokenizer, marked=self.store.marks_words)
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         rows, lengths = self.pieces(keys)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.masking import BUDGET, Masking
+from tencentpretrain.data.masking import BUDGET
 from tencentpretrain.data.processors.base import MASK, Arrays
 from tencentpretrain.data.processors.mlm import PieceProcessor
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, seq2seq_rows
@@ -41,7 +41,6 @@ class T5Processor(PieceProcessor):
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
         self._sentinels = np.array(tokenizer.sentinel_ids, np.int64)
-        self._masking = Masking(config, tokenizer, marked=self.store.marks_words)
         self._chosen_as_for_mlm = config.span_masking or config.whole_word_masking
 
     @classmethod

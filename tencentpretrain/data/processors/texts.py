@@ -6,7 +6,6 @@ import numpy as np
 
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.masking import Masking
 from tencentpretrain.data.processors.base import MASK, Arrays, Processor, fit_pair, pair_rows
 from tencentpretrain.data.processors.seq2seq import FIELDS, framed, seq2seq_rows
 from tencentpretrain.data.random import Bools, Ints
@@ -65,10 +64,6 @@ class ClsMlmProcessor(ClsProcessor):
     provides = (*ClsProcessor.provides, "mlm_labels")
     roles = ("cls", "sep", "mask")
     masks_words = True
-
-    def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
-        super().__init__(store, config, tokenizer)
-        self._masking = Masking(config, tokenizer, marked=self.store.marks_words)
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         arrays = super().build(keys, epochs)
