@@ -18,6 +18,7 @@ from tencentpretrain.config.training import (
     AdversarialConfig,
     ClassifierConfig,
     ClassifierInferConfig,
+    DeepSpeedConfig,
     FinetuneConfig,
     InferConfig,
     PretrainConfig,
@@ -26,15 +27,16 @@ from tencentpretrain.config.training import (
 
 CONCERNS = (
     ModelConfig, TokenizerConfig, TargetTokenizerConfig, DataConfig, OptimizationConfig, RunConfig,
-    PretrainConfig, FinetuneConfig,
+    PretrainConfig, DeepSpeedConfig, FinetuneConfig,
     AdversarialConfig, ClassifierConfig, InferConfig, ClassifierInferConfig, PreprocessConfig,
     FeaturesConfig, NeighboursConfig, ContextConfig, WordEmbeddingsConfig,
 )  # fmt: skip
 
 __all__ = [
     "CONCERNS", "AdversarialConfig", "ClassifierConfig", "ClassifierInferConfig", "ContextConfig",
-    "DataConfig", "FeaturesConfig", "FinetuneConfig", "InferConfig", "ModelConfig", "NeighboursConfig",
-    "OptimizationConfig", "Option", "Options", "PreprocessConfig", "PretrainConfig", "RunConfig",
+    "DataConfig", "DeepSpeedConfig", "FeaturesConfig", "FinetuneConfig", "InferConfig", "ModelConfig",
+    "NeighboursConfig", "OptimizationConfig", "Option", "Options", "PreprocessConfig", "PretrainConfig",
+    "RunConfig",
     "TargetTokenizerConfig", "TokenizerConfig", "WordEmbeddingsConfig", "as_json", "json_options",
     "load_config", "option",
     "options_of",

@@ -30,7 +30,7 @@ class RunConfig:
     engine: str = option(
         "auto",
         "How the model is parallelised; auto: ddp where there are several processes.",
-        choices=("auto", "single", "ddp", "fsdp"),
+        choices=("auto", "single", "ddp", "fsdp", "deepspeed"),
     )
     report_steps: int = option(100, "Steps between two reports.", minimum=1)
     max_skipped_steps: int = option(
@@ -63,6 +63,7 @@ class PretrainConfig:
     resume: str = option(
         "auto",
         "auto: continue from the newest complete training state of output_model_path; never; or its path.",
+        former_names=("resume_from_checkpoint",),
     )
     keep_checkpoints: int = option(2, "Training states that are kept.", minimum=1)
     async_checkpoint: bool = option(
@@ -79,6 +80,12 @@ class PretrainConfig:
         False,
         "Recompute layer activations in the backward pass: less memory.",
         former_names=("deepspeed_checkpoint_activations",),
+    )
+    checkpointed_layers: int = option(
+        1,
+        "Layers that are recomputed together: more keep fewer activations, but take more while recomputing.",
+        minimum=1,
+        former_names=("deepspeed_checkpoint_layers_num",),
     )
     deep_init: bool = option(
         False, "Scale the initial output layers down by the root of twice the number of layers."
@@ -105,6 +112,8 @@ class PretrainConfig:
     }
 
     def __post_init__(self) -> None:
+        if self.checkpointed_layers > 1 and not self.activation_checkpointing:
+            raise ConfigError("--checkpointed_layers is about --activation_checkpointing; give that too.")
         ranks, number = self.local_ranks, self.world_size
         if number == 1:
             return
@@ -123,6 +132,29 @@ class PretrainConfig:
     def local_ranks(self) -> tuple[int, ...]:
         """Ranks of the processes of this machine."""
         return self.gpu_ranks or tuple(range(self.world_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class DeepSpeedConfig:
+    """DeepSpeed."""
+
+    deepspeed: bool = option(False, "The same as --engine deepspeed.")
+    deepspeed_config: str | None = option(
+        None,
+        "DeepSpeed's configuration, JSON; default: models/deepspeed_config.json, with enable_zero3 "
+        "models/deepspeed_zero3_config.json.",
+    )
+    enable_zero3: bool = option(False, "Every process keeps a part of the weights only (ZeRO stage 3).")
+    local_rank: int | None = option(
+        None, "This process's number on its machine; the deepspeed launcher gives it.", minimum=0
+    )
+
+    obsolete: ClassVar[dict[str, str]] = {"global_rank": "the launchers tell it by RANK."}
+
+    @property
+    def path(self) -> str:
+        """The configuration file."""
+        return self.deepspeed_config or f"models/deepspeed{'_zero3' * self.enable_zero3}_config.json"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -30,6 +30,7 @@ class TransformerStack(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.activation_checkpointing = False
+        self.checkpointed_layers = 1  # that are recomputed together
         self.window = config.sliding_window
         self.alibi_heads = config.heads_num if config.alibi_position_embedding else None
         self.rotary = Rotary(config) if config.rotary_position_embedding else None
@@ -57,13 +58,20 @@ class TransformerStack(nn.Module):
         rotation = None
         if self.rotary is not None:
             rotation = self.rotary(at.queries, at.position_ids, at.keys - at.queries, at.device)
-        for number, layer in enumerate(layers):
-            needed = outputs if number == len(layers) - 1 else None
-            if self.activation_checkpointing and self.training:
-                hidden, mask = checkpoint(layer, hidden, mask, rotation, needed, memory, use_reentrant=False)
-            else:
+
+        def through(numbers: range, hidden: Tensor, mask: AttentionMask) -> tuple[Tensor, AttentionMask]:
+            for number in numbers:
+                needed = outputs if number == len(layers) - 1 else None
                 kept = None if cache is None else cache.layers[number]
-                hidden, mask = layer(hidden, mask, rotation, needed, memory, kept)
+                hidden, mask = layers[number](hidden, mask, rotation, needed, memory, kept)
+            return hidden, mask
+
+        if self.activation_checkpointing and self.training:
+            for start in range(0, len(layers), self.checkpointed_layers):
+                group = range(start, min(start + self.checkpointed_layers, len(layers)))
+                hidden, mask = checkpoint(through, group, hidden, mask, use_reentrant=False)
+        else:
+            hidden, mask = through(range(len(layers)), hidden, mask)
         return hidden if self.layer_norm is None else self.layer_norm(hidden)
 
 

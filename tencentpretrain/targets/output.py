@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,12 +12,14 @@ from torch import Tensor
 Metrics = dict[str, tuple[Tensor, Tensor]]  # name -> (sum, count)
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
-    """One target's share: the loss summed over what was predicted, how much that was, further metrics."""
+class Part(NamedTuple):
+    """One target's share: the loss summed over what was predicted, how much that was, further metrics.
+
+    A tuple, because engines look for tensors in what modules return, and there they find them.
+    """
 
     loss_sum: Tensor
-    count: Tensor
+    count: Tensor  # type: ignore[assignment]  # instead of a tuple's method
     metrics: Metrics
 
 

@@ -29,7 +29,7 @@ from tencentpretrain.files import (
 )
 from tencentpretrain.state_dict import cause_on_disk
 from tencentpretrain.streaming import stream_tensors
-from tencentpretrain.training.engines.base import whole_weights
+from tencentpretrain.training.engines.base import in_parts, whole_weights
 from tencentpretrain.training.engines.ranks import Ranks
 
 log = logging.getLogger("tencentpretrain")
@@ -248,7 +248,7 @@ class Checkpoints:
         assert self._saved is not None
         state, published = self._saved.path, self._published(self._saved.step)
         with complete_weights(path, self._describe(path)) as temporary:
-            if not (state / "shards").is_dir():
+            if not in_parts(state):
                 source = whole_weights(state)
             elif path != published and state.parent == self.directory:
                 source = published

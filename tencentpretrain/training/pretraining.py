@@ -17,6 +17,7 @@ import torch
 
 from tencentpretrain.config import (
     DataConfig,
+    DeepSpeedConfig,
     ModelConfig,
     OptimizationConfig,
     Options,
@@ -39,7 +40,17 @@ from tencentpretrain.model import Model, build_model, check_provided, length_pro
 from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
 from tencentpretrain.training.checkpoint import Checkpoints, State
-from tencentpretrain.training.engines import DDPEngine, Engine, FSDPEngine, Place, SingleEngine, choose_engine
+from tencentpretrain.training.engines import (
+    DDPEngine,
+    DeepSpeedEngine,
+    DeepSpeedSetup,
+    Engine,
+    FSDPEngine,
+    Place,
+    SingleEngine,
+    choose_engine,
+    read_deepspeed_config,
+)
 from tencentpretrain.training.estimate import (
     Cost,
     measure_cost,
@@ -75,6 +86,8 @@ class Settings:
     vocab_sizes: tuple[int, int]
     notes: list[str]
     place: Place
+    engine: str
+    deepspeed: DeepSpeedSetup | None  # with that engine
 
     @property
     def store(self) -> TokenStore:
@@ -98,8 +111,8 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         UserError: with what is wrong; nothing was written.
     """
     concerns = (
-        ModelConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig, TokenizerConfig,
-        TargetTokenizerConfig,
+        ModelConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig, DeepSpeedConfig,
+        TokenizerConfig, TargetTokenizerConfig,
     )  # fmt: skip
     options = Options("Pre-train a model on a token store.", *concerns, arguments=arguments)
     output, pretrained = options.get("output_model_path"), options.get("pretrained_model_path")
@@ -117,7 +130,7 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     store = sources[0].store
     own = _tokenizer_options("", store.tokenizer) | _tokenizer_options("tgt_", store.tgt_tokenizer)
     options.add_layer(f"{store.path}/meta.json", store.options | own)
-    model, data, optimization, run, pretrain, tokenizer, tgt_tokenizer = options.build(*concerns)
+    model, data, optimization, run, pretrain, deepspeed, tokenizer, tgt_tokenizer = options.build(*concerns)
     _check_tokenizer(store, store.tokenizer, tokenizer, "", options)
     _check_tokenizer(store, store.tgt_tokenizer, tgt_tokenizer.as_tokenizer_config(), "tgt_", options)
     if description is not None:
@@ -138,19 +151,54 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     if problems:
         raise ConfigError(problems)
     labels_num = _labels_num([source.store for source in sources], pretrain.labels_num)
-    place = _place(pretrain)
-    choose_engine(run.engine, place.world_size)
+    place = _place(pretrain, deepspeed.local_rank)
+    engine = choose_engine(run.engine, place.world_size, deepspeed.deepspeed)
+    setup = _deepspeed_setup(deepspeed, optimization, run, pretrain, place) if engine == "deepspeed" else None
+    if setup is None and (deepspeed.deepspeed_config or deepspeed.enable_zero3):
+        raise ConfigError(
+            f"--deepspeed_config and --enable_zero3 need --deepspeed, but the engine is {engine}."
+        )
     beside = description or {}
     rows = int(beside.get("vocab_size", 0)), int(beside.get("tgt_vocab_size", beside.get("vocab_size", 0)))
     tokens = store.tokenizer.vocab_size, store.tgt_tokenizer.vocab_size
     vocab_sizes = max(rows[0], tokens[0]), max(rows[1], tokens[1])
     return Settings(
-        model, data, optimization, run, pretrain, sources, labels_num, vocab_sizes, options.notes, place
-    )
+        model, data, optimization, run, pretrain, sources, labels_num, vocab_sizes, options.notes, place,
+        engine, setup,
+    )  # fmt: skip
 
 
-def _place(pretrain: PretrainConfig) -> Place:
+def _deepspeed_setup(
+    deepspeed: DeepSpeedConfig,
+    optimization: OptimizationConfig,
+    run: RunConfig,
+    pretrain: PretrainConfig,
+    place: Place,
+) -> DeepSpeedSetup:
+    """What its configuration file says, with what our options decide."""
+    batch_size = run.batch_size * pretrain.accumulation_steps * place.world_size
+    decided: dict[str, tuple[Any, str]] = {
+        "train_micro_batch_size_per_gpu": (run.batch_size, "--batch_size"),
+        "gradient_accumulation_steps": (pretrain.accumulation_steps, "--accumulation_steps"),
+        "train_batch_size": (batch_size, "--batch_size × --accumulation_steps × processes"),
+        "gradient_clipping": (optimization.max_grad_norm, "--max_grad_norm"),
+        "optimizer.params.lr": (optimization.learning_rate, "--learning_rate"),
+        "optimizer.params.weight_decay": (optimization.weight_decay, "--weight_decay"),
+        "optimizer.params.betas": ([optimization.beta1, optimization.beta2], "--beta1 --beta2"),
+        "optimizer.params.eps": (optimization.adam_eps, "--adam_eps"),
+    }
+    if deepspeed.enable_zero3:
+        decided["zero_optimization.stage"] = (3, "--enable_zero3")
+    return read_deepspeed_config(Path(deepspeed.path), decided, run.precision, optimization.optimizer)
+
+
+def _place(pretrain: PretrainConfig, local_rank: int | None) -> Place:
     place = Place.here()
+    if local_rank is not None and (place is None or place.local_rank != local_rank):
+        raise ConfigError(
+            f"--local_rank is {local_rank}, but LOCAL_RANK of the environment is "
+            f"{'not there' if place is None else place.local_rank}; both are for a launcher to give."
+        )
     if place is None:  # the only process, or the one that will start those of this machine
         return Place(world_size=pretrain.world_size)
     if pretrain.world_size not in (1, place.world_size):
@@ -226,17 +274,19 @@ def make_model(settings: Settings, engine: Engine) -> Model:
     if settings.pretrain.deep_init:
         deep_init(model)
     if settings.pretrain.activation_checkpointing:
-        checkpoint_activations(model)
+        checkpoint_activations(model, settings.pretrain.checkpointed_layers)
     return model
 
 
-def checkpoint_activations(model: Model) -> None:
-    """Let every module that can recompute its activations in the backward pass do so."""
+def checkpoint_activations(model: Model, layers_num: int) -> None:
+    """Let every module that can recompute its activations in the backward pass do so, so many layers at
+    once.
+    """
     able: list[Any] = [module for module in model.modules() if hasattr(module, "activation_checkpointing")]
     if not able:
         raise ConfigError("--activation_checkpointing: no module of this model can recompute.")
     for module in able:
-        module.activation_checkpointing = True
+        module.activation_checkpointing, module.checkpointed_layers = True, layers_num
 
 
 def deep_init(model: Model) -> None:
@@ -295,12 +345,13 @@ def validation_source(settings: Settings) -> list[Source]:
 
 def make_engine(settings: Settings) -> Engine:
     run, pretrain = settings.run, settings.pretrain
-    engine = choose_engine(run.engine, settings.place.world_size)
-    if engine == "fsdp":
+    if settings.deepspeed is not None:
+        return DeepSpeedEngine(settings.place, settings.deepspeed, run.compile, pretrain.backend)
+    if settings.engine == "fsdp":
         return FSDPEngine(
             settings.place, run.precision, run.compile, pretrain.backend, offload=pretrain.fsdp_offload
         )
-    if engine == "ddp":
+    if settings.engine == "ddp":
         return DDPEngine(settings.place, run.precision, run.compile, pretrain.backend)
     return SingleEngine(run.precision, run.compile, pretrain.gpu_ranks)
 
@@ -314,7 +365,7 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
         "batch_size": settings.run.batch_size,
         "accumulation_steps": settings.pretrain.accumulation_steps,
         "world_size": settings.place.world_size,
-        "engine": choose_engine(settings.run.engine, settings.place.world_size),
+        "engine": settings.engine if settings.deepspeed is None else settings.deepspeed.title,
     }
     del changeable["optimizer"]
     fixed = as_json(settings.model, settings.data) | {

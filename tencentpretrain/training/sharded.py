@@ -10,7 +10,7 @@ import contextlib
 import functools
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.optim import Optimizer
 
 from tencentpretrain.state_dict import LazyTensors, assign, read_tensors
-from tencentpretrain.training.engines.base import whole_weights
+from tencentpretrain.training.engines.base import in_parts, whole_weights
 from tencentpretrain.training.engines.ranks import watching
+from tencentpretrain.training.zero_state import ZERO, read_zero
 
 SHARDS = "shards"  # the directory of a state that holds its parts
 _MODEL, _OPTIMIZER = "model/", "optimizer/"
@@ -116,6 +117,8 @@ def write_parts(directory: Path, tensors: Mapping[str, Tensor], group: dist.Proc
 
 def read_parts(directory: Path) -> tuple[LazyTensors, dict[str, Tensor]]:
     """The tensors of a state by name, each put together when it is asked for; and their shapes and types."""
+    if (directory / ZERO).is_dir():
+        return read_zero(directory)
     reader = _Reader(directory / SHARDS)
     like = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype, device="meta")
@@ -140,21 +143,21 @@ def read_weights(directory: Path, names: Mapping[str, str]) -> tuple[LazyTensors
 
 
 def stored_in(
-    directory: Path, training: Mapping[str, Any], model: nn.Module, optimizer: Optimizer
+    directory: Path, training: Mapping[str, Any], model: nn.Module, parameters: Iterable[nn.Parameter]
 ) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
     """The tensors and numbers of a state by name, whole, whichever engine wrote it.
 
     Args:
         training: of the state's `training.pt`.
-        model, optimizer: those to be restored: a whole state numbers the weights that an optimizer has.
+        model: the one to be restored.
+        parameters: of it, in the order of the optimizer, as a whole state numbers them.
     """
-    if (directory / SHARDS).is_dir():
+    if in_parts(directory):
         return read_parts(directory)[0], training["numbers"]
     weights = read_tensors(whole_weights(directory))
     tensors = {_MODEL + name: weights[name] for name, own in names_of(model).items() if name == own}
     numbers: dict[str, Any] = {}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    parameters = (weight for group in optimizer.param_groups for weight in group["params"])
     for number, parameter in enumerate(parameters):
         for key, value in training["optimizer"]["state"].get(number, {}).items():
             name = f"{_OPTIMIZER}{names[id(parameter)]}/{key}"

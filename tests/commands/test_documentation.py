@@ -21,6 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 MEASUREMENTS = {"results.md", "performance.md"}  # their commands take minutes, and need the data they name
 TRIED = [page for page in PAGES if page.name not in MEASUREMENTS]
 WORDS = [f"word{number}" for number in range(60)]
+LAUNCHERS = {"torchrun ": "torch.distributed.run", "deepspeed ": "deepspeed.launcher.runner"}
 # Put behind each command, so that it takes seconds: the last of two equal options counts.
 SHORT = {
     "pretrain.py": "--total_steps 2 --save_checkpoint_steps 1 --batch_size 4 --layers_num 1 --hidden_size 16 "
@@ -39,7 +40,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[str]:
     lines = "\n".join(blocks(page, "bash")).replace("\\\n", " ").split("\n")
-    return [line.split(" #")[0].strip() for line in lines if line.startswith(("python ", "torchrun "))]
+    return [line.split(" #")[0].strip() for line in lines if line.startswith(("python ", *LAUNCHERS))]
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(command: str, place: Path) -> None:
     words = shlex.split(command)
     extra = [word for program, options in SHORT.items() if program in words for word in options.split()]
-    launcher = ["-m", "torch.distributed.run"] if words[0] == "torchrun" else []
+    launcher = ["-m", LAUNCHERS[f"{words[0]} "]] if words[0] != "python" else []
     result = subprocess.run(
         [sys.executable, *launcher, *words[1:], *extra],
         cwd=place,

@@ -222,8 +222,11 @@ def test_plugins_of_a_file_may_be_one_name(tmp_path: Path) -> None:
 
 
 def test_the_published_name_of_an_option_means_the_same() -> None:
-    (config,) = parse("--deepspeed_checkpoint_activations").build(PretrainConfig)
-    assert config.activation_checkpointing
+    given = (
+        "--deepspeed_checkpoint_activations --deepspeed_checkpoint_layers_num 2 --resume_from_checkpoint s"
+    )
+    (config,) = parse(*given.split()).build(PretrainConfig)
+    assert config.activation_checkpointing and config.checkpointed_layers == 2 and config.resume == "s"
 
 
 def test_what_lies_beside_weights_is_a_configuration(tmp_path: Path) -> None:

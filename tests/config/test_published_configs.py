@@ -15,6 +15,7 @@ import torch
 from tencentpretrain import load_config
 from tencentpretrain.config import (
     DataConfig,
+    DeepSpeedConfig,
     InferConfig,
     ModelConfig,
     OptimizationConfig,
@@ -30,7 +31,7 @@ from tencentpretrain.training.estimate import parameters_num
 ROOT = Path(__file__).parents[2]
 CONFIGS = {
     str(path.relative_to(ROOT / "models")).removesuffix("_config.json").removesuffix(".json"): path
-    for path in sorted((ROOT / "models").rglob("*config.json"))
+    for path in sorted((ROOT / "models").glob("*/*config.json"))
 }
 # Digests of the values that TencentPretrain publishes under these names.
 PUBLISHED = {
@@ -119,7 +120,7 @@ def test_options_of_the_command_exist(name: str) -> None:
     python, program, *arguments = shlex.split(values_of(name)["about"]["command"])
     common = (ModelConfig, TokenizerConfig, OptimizationConfig, RunConfig)
     concerns = {
-        "pretrain.py": (*common, DataConfig, PretrainConfig),
+        "pretrain.py": (*common, DataConfig, PretrainConfig, DeepSpeedConfig),
         "scripts/extract_features.py": (InferConfig, ModelConfig, TokenizerConfig),
     }[program]
     assert python == "python" and (ROOT / program).is_file()

@@ -296,15 +296,17 @@ def test_leading_outputs_are_those_of_the_whole() -> None:
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
     model = build_model(make_config(dropout=0.1), VOCABULARY)
     gradients, kept = [], []
-    for checkpointing in (False, True):
+    for checkpointing, layers_num in ((False, 1), (True, 1), (True, 2)):
+        model.encoder.checkpointed_layers = layers_num
         kept.append(saved_elements(model, checkpointing))
         model.encoder.activation_checkpointing = checkpointing
         model.zero_grad()
         torch.manual_seed(3)
         model(make_batch()).loss.backward()
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
-    assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-    assert kept[1] < kept[0] / 2
+    for whole, *others in zip(*gradients, strict=True):
+        assert all(torch.equal(whole, other) for other in others)
+    assert kept[2] < kept[1] < kept[0] / 2
 
 
 def saved_elements(model: Model, checkpointing: bool) -> int:

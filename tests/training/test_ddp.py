@@ -77,8 +77,15 @@ class PartlyUsed(torch.nn.Module):
 
 def gradients_of(engine: Engine) -> dict[str, torch.Tensor]:
     """By the name of the weight, whole, whatever part of them a process has."""
-    weights = engine.model.named_parameters()
-    gradients = {name: weight.grad for name, weight in weights if weight.grad is not None}
+    weights = dict(engine.model.named_parameters())
+    if getattr(engine, "stage", 0):  # DeepSpeed has them elsewhere
+        from deepspeed.utils import safe_get_full_grad
+
+        return {
+            name: weight.get_full_hp_grad() if hasattr(weight, "_hp_mapping") else safe_get_full_grad(weight)
+            for name, weight in weights.items()
+        }
+    gradients = {name: weight.grad for name, weight in weights.items() if weight.grad is not None}
     return {
         name: gradient.full_tensor() if isinstance(gradient, DTensor) else gradient.clone()
         for name, gradient in gradients.items()

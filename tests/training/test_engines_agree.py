@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,10 @@ from tencentpretrain.training.engines.processes import run_processes
 
 ENGINES: dict[str, dict[str, Any]] = {
     "fsdp": {"engine": "fsdp"},
+    **{
+        f"zero-{stage}": {"engine": "deepspeed", "deepspeed_config": f"zero-{stage}.json"}
+        for stage in range(4)
+    },
 }
 MODELS = ("bert", "gpt2", "t5")
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -30,6 +35,7 @@ def train_all(place: Path) -> None:
     """What a process of the two does."""
     torch.set_num_threads(1)
     report.draw_curves = lambda records, path: None
+    os.chdir(place)
     dist.init_process_group("gloo")  # for all runs, which leave it as it is
     outcomes = {}
     for engine, options in ENGINES.items():
@@ -48,6 +54,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Where one process and two have done the same."""
     place = tmp_path_factory.mktemp("engines")
     write_stores(place)
+    for stage in range(4):
+        zero = {"stage": stage} | ({"stage3_param_persistence_threshold": 20} if stage == 3 else {})
+        (place / f"zero-{stage}.json").write_text(json.dumps({"zero_optimization": zero}))
     flush = torch.tensor([1e-40]).mul(0.5).item() == 0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "draw_curves", lambda records, path: None)

@@ -74,6 +74,11 @@ def choose_device(gpu_ranks: Sequence[int]) -> tuple[torch.device, list[str]]:
     return device, []
 
 
+def in_parts(directory: Path) -> bool:
+    """Whether a state was written by engines of which each rank wrote its part of the weights."""
+    return (directory / "shards").is_dir() or (directory / "deepspeed").is_dir()
+
+
 def whole_weights(directory: Path) -> Path:
     """The file of a state that holds all weights."""
     return next(path for path in directory.iterdir() if path.stem == "model")
@@ -269,7 +274,7 @@ class Engine:
         """Take over a state of another engine."""
         from tencentpretrain.training import sharded
 
-        stored, numbers = sharded.stored_in(directory, training, self.model, self.optimizer)
+        stored, numbers = sharded.stored_in(directory, training, self.model, self._parameters)
         sharded.restore(self.model, self.optimizer, stored, numbers)
 
     def refusal(self, engine: str, world_size: int) -> str | None:
@@ -324,7 +329,7 @@ class Engine:
             directory: where `save_state` wrote; nothing in it is changed.
             training: what `save_state` returned, in a file that is mapped to memory.
         """
-        if (directory / "shards").is_dir():
+        if in_parts(directory):
             self._load_by_name(directory, training)
             return
         self.model.load_state_dict(dict(read_tensors(whole_weights(directory))))

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.utils.weak import WeakIdKeyDictionary
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.errors import ConfigError
@@ -19,6 +18,7 @@ from tencentpretrain.layers.transformer import TransformerLayer
 from tencentpretrain.state_dict import assign
 from tencentpretrain.targets.output import TargetOutput
 from tencentpretrain.training.engines.base import DTYPES
+from tencentpretrain.training.engines.emptied import Emptied
 from tencentpretrain.training.engines.group import GroupEngine
 from tencentpretrain.training.engines.processes import Place
 from tencentpretrain.training.engines.ranks import watching
@@ -52,37 +52,14 @@ class FSDPEngine(GroupEngine):
             raise ConfigError("--fsdp_offload moves weights from GPUs to the host, but there is no GPU.")
         if offload and self.backend == "nccl":
             self.backend = "cpu:gloo,cuda:nccl"  # the norm of gradients is added up where they are
-        self._offload = offload
+        self._offload, self._emptied = offload, Emptied()
 
     @property
     def title(self) -> str:
         return super().title + (", weights on the host" if self._offload else "")
 
-    @contextlib.contextmanager
-    def building(self) -> Iterator[None]:
-        """Parameters lose their contents as soon as the module that has them is complete, so that one module
-        of them is in memory at a time. Vectors are kept aside: some begin with other values than zero.
-        """
-        from torch.nn.modules import module
-
-        self._vectors: WeakIdKeyDictionary = WeakIdKeyDictionary()
-        emptied: WeakIdKeyDictionary = WeakIdKeyDictionary()
-
-        def empty(parent: nn.Module, name: str, child: nn.Module | None) -> None:
-            for owner in child.modules() if child is not None else ():
-                for own, parameter in owner._parameters.items():
-                    if parameter is not None and not parameter.is_meta:
-                        if parameter not in emptied:
-                            emptied[parameter] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
-                            if parameter.ndim < 2:
-                                self._vectors[emptied[parameter]] = parameter.detach()
-                        owner._parameters[own] = emptied[parameter]
-
-        hook = module.register_module_module_registration_hook(empty)
-        try:
-            yield
-        finally:
-            hook.remove()
+    def building(self) -> AbstractContextManager[None]:
+        return self._emptied.building()
 
     def place(self, model: nn.Module) -> None:
         """Take the model apart, and make room for this rank's part."""
@@ -95,11 +72,7 @@ class FSDPEngine(GroupEngine):
             fully_shard,
         )
 
-        vectors = {
-            name: self._vectors[parameter]
-            for name, parameter in model.named_parameters()
-            if parameter in self._vectors
-        }
+        vectors = self._emptied.vectors_of(model)
         # Layers hand on the attention mask, which may be a view; nothing is done to it in place.
         warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view", UserWarning)
         mesh = init_device_mesh(self.device.type, (self.world_size,))

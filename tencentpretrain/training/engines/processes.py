@@ -77,12 +77,19 @@ def meeting_store(place: Place) -> dist.Store:  # type: ignore[name-defined]
     return dist.PrefixStore(own, store)  # type: ignore[attr-defined]
 
 
-def choose_engine(asked: str, world_size: int) -> str:
+def choose_engine(asked: str, world_size: int, deepspeed: bool = False) -> str:
     """The engine for a number of processes.
 
+    Args:
+        deepspeed: --deepspeed.
+
     Raises:
-        ConfigError: the one asked for trains in one process.
+        ConfigError: the one asked for trains in one process, or two are asked for.
     """
+    if deepspeed and asked not in ("auto", "deepspeed"):
+        raise ConfigError(f"--deepspeed is --engine deepspeed, but --engine is {asked}; leave one out.")
+    if deepspeed:
+        return "deepspeed"
     if asked == "single" and world_size > 1:
         raise ConfigError(
             f"--engine single trains in one process, but there are {world_size}; use ddp or auto."
