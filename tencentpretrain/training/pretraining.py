@@ -38,6 +38,7 @@ from tencentpretrain.files import check_not_input
 from tencentpretrain.model import Model, build_model, check_provided, length_problems
 from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
+from tencentpretrain.training.average import drop_average
 from tencentpretrain.training.checkpoint import Checkpoints, State
 from tencentpretrain.training.engines import DDPEngine, Engine, FSDPEngine, Place, SingleEngine, choose_engine
 from tencentpretrain.training.estimate import (
@@ -324,6 +325,9 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
         "batch_size · accumulation_steps · world_size": settings.batch_size,
         "optimizer": settings.optimization.optimizer,
     }
+    del changeable["layerwise_lr_decay"]
+    if settings.optimization.layerwise_lr_decay < 1:  # it divides the weights into other groups
+        fixed["layerwise_lr_decay"] = settings.optimization.layerwise_lr_decay
 
     store = settings.store
     tgt_tokenizer = None if store.tgt_tokenizer is store.tokenizer else store.tgt_tokenizer
@@ -393,6 +397,7 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
         pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
         pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
         settings.run.max_skipped_steps, settings.data.seed, pretrain.async_checkpoint, flops,
+        pretrain.early_stop,
     )  # fmt: skip
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
     if engine.rank == 0:
@@ -403,6 +408,8 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     trainer = Trainer(engine, loader, validation, schedule, checkpoints, report, plan)
     if state is not None:
         trainer.restore(state.path, checkpoints.load(state, publish=engine.rank == 0))
+        if not settings.optimization.ema_decay:
+            drop_average(engine.optimizer)
     log.info(f"resume: {_resume_line(pretrain.resume, state)}")
     return trainer
 
