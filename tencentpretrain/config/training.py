@@ -88,6 +88,9 @@ class PretrainConfig:
     deep_init: bool = option(
         False, "Scale the initial output layers down by the root of twice the number of layers."
     )
+    profile: bool = option(
+        False, "Write a Chrome trace of a few steps and a table of where their time went into log_dir."
+    )
     dry_run: bool = option(False, "Print what would be trained and its cost, touch nothing.")
     world_size: int = option(
         1, "Processes, of all machines; those of this one are started. Not needed with torchrun.", minimum=1

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tencentpretrain.batch import Batch
+from tencentpretrain.batch import FIELDS, Batch
 from tencentpretrain.targets.output import TargetOutput
 
 SCRATCH = 1.05  # what libraries of matrix products take beside the tensors, on a CPU (benchmarks/memory.py)
@@ -40,6 +40,12 @@ class Memory:
     @property
     def activations(self) -> int:
         return max(self.peak - self.weights - self.gradients - self.optimizer, 0)
+
+    def shared(self, ranks: int) -> Memory:
+        """Of each of several ranks that have a part of all weights; the layer that is put together at a time
+        is not counted."""
+        parts = (self.weights // ranks, self.gradients // ranks, self.optimizer // ranks)
+        return Memory(*parts, peak=sum(parts) + self.activations)
 
 
 class _Allocator(Protocol):
@@ -167,7 +173,6 @@ def measure_memory(
     *,
     accumulation: bool = False,
     gradients_stay: bool = False,
-    copies: int = 0,
 ) -> Memory:
     """Memory of updates with full batches like `batch`; nothing is computed or allocated.
 
@@ -176,19 +181,14 @@ def measure_memory(
         dtype: of autocast; None: none.
         accumulation: several batches make an update.
         gradients_stay: they keep their memory between updates (buckets of DistributedDataParallel).
-        copies: of the weights that are kept beside them (an average).
     """
     on_cpu = device.type == "cpu"
     allocator: _Allocator = _Heap() if on_cpu else _Exact()
     with FakeTensorMode(), _Live(allocator), RecurrentAtOnce():
         with torch.device(device):
             model = build()
-            inputs = {
-                name: torch.ones(tensor.shape, dtype=tensor.dtype, device=device)
-                for name, tensor in batch.items()
-            }
+            inputs = _like(batch)
         weights = list({id(weight): weight for weight in model.parameters()}.values())
-        kept = [weight.detach().clone() for _ in range(copies) for weight in weights]
         optimizer = make_optimizer(model)
         for _ in range(2):  # the second one finds the optimizer's states
             for _ in range(2 if accumulation else 1):
@@ -204,9 +204,17 @@ def measure_memory(
     return Memory(
         weights=own,
         gradients=_bytes([weight for weight in weights if weight.requires_grad]),
-        optimizer=_bytes(kept) + _bytes([state for state in states if isinstance(state, Tensor)]),
+        optimizer=_bytes([state for state in states if isinstance(state, Tensor)]),
         peak=round(allocator.peak * (SCRATCH if on_cpu else 1)),
     )
+
+
+def _like(batch: Any) -> Any:
+    """A batch of the same shapes and types, or one for each stream."""
+    return {
+        name: torch.ones(value.shape, dtype=value.dtype) if isinstance(value, Tensor) else _like(value)
+        for name, value in batch.items()
+    }
 
 
 def _bytes(tensors: Sequence[Tensor]) -> int:
@@ -241,6 +249,52 @@ class RecurrentAtOnce(TorchFunctionMode):
                 directions.append(gates[..., : past.shape[1]] * gates[..., -past.shape[1] :].tanh())
             hidden = torch.cat(directions, -1)
         return hidden, hidden, hidden
+
+
+def full_batch(batch: Any, rows: int, length: int, tgt_length: int | None = None) -> Any:
+    """The shapes of a batch with as many rows, all as long as they may be, on the "meta" device.
+
+    Args:
+        batch: a real one, as far as it goes; where tokens are predicted, it says the share of them.
+        tgt_length: of what a decoder reads, if there is one.
+    """
+    if "stream_0" in batch:
+        return {name: full_batch(stream, rows, length) for name, stream in batch.items()}
+    had = len(batch["input_ids"])
+
+    def full(name: str, tensor: Tensor) -> Tensor:
+        decoder = tgt_length is not None and name.startswith(("decoder_", "lm_"))
+        reference = batch["decoder_input_ids" if decoder else "input_ids"]
+        size = tgt_length if decoder and tgt_length else length
+        shape = list(tensor.shape)
+        if FIELDS[name].shape == "N" and name != "document_starts":
+            shape[0] = round(shape[0] * rows * size / reference.numel())
+        else:
+            shape[0] = -(-shape[0] * rows // had)
+            shape[1:2] = [size] * len(shape[1:2]) if FIELDS[name].shape.split()[1:2] != ["C"] else shape[1:2]
+        return torch.empty(shape, dtype=tensor.dtype, device="meta")
+
+    return {name: full(name, tensor) for name, tensor in batch.items()}
+
+
+def largest_batch(measure: Callable[[int], Memory], rows: int, known: Memory, room: int) -> int:
+    """How many rows a batch may have for its memory to be at most `room`; 0: not one.
+
+    Args:
+        known: of a batch with `rows` rows. Beyond that memory is taken to grow evenly.
+    """
+    if known.peak > room and rows > 1:
+        few = measure(1)
+        return 0 if few.peak > room else _between(1, few.peak, rows, known.peak, room)
+    if known.peak > room:
+        return 0
+    return _between(rows, known.peak, 2 * rows, measure(2 * rows).peak, room)
+
+
+def _between(one: int, one_peak: int, other: int, other_peak: int, room: int) -> int:
+    """On the line through two points."""
+    each = max((other_peak - one_peak) / (other - one), 1)
+    return int(one + (room - one_peak) / each)
 
 
 def free_memory(device: torch.device) -> int:

@@ -15,7 +15,15 @@ from torch import nn
 from tencentpretrain.config import ModelConfig, OptimizationConfig
 from tencentpretrain.model import build_model
 from tencentpretrain.training.count import CountConfig, describe_count
-from tencentpretrain.training.memory import Memory, _Exact, _Heap, _Live, measure_memory
+from tencentpretrain.training.memory import (
+    Memory,
+    _Exact,
+    _Heap,
+    _Live,
+    full_batch,
+    largest_batch,
+    measure_memory,
+)
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.pretraining import checkpoint_activations
 
@@ -28,7 +36,13 @@ CONFIG = ModelConfig(
 VOCABULARY = 500
 
 
-def memory(rows: int = 64, recompute: bool = False, optimizer: str = "adamw", **options: object) -> Memory:
+def memory(
+    rows: int = 64,
+    recompute: bool = False,
+    optimizer: str = "adamw",
+    ema_decay: float = 0.0,
+    **options: object,
+) -> Memory:
     def build() -> nn.Module:
         model = build_model(CONFIG, VOCABULARY)
         if recompute:
@@ -37,7 +51,7 @@ def memory(rows: int = 64, recompute: bool = False, optimizer: str = "adamw", **
 
     ids = torch.ones(rows, 64, dtype=torch.int64)
     batch = {"input_ids": ids, "segment_ids": ids, "mlm_labels": ids, "mlm_positions": torch.arange(rows * 9)}
-    make = partial(make_optimizer, config=OptimizationConfig(optimizer=optimizer))
+    make = partial(make_optimizer, config=OptimizationConfig(optimizer=optimizer, ema_decay=ema_decay))
     return measure_memory(build, make, batch, torch.device("cpu"), **options)
 
 
@@ -49,7 +63,8 @@ def test_parts() -> None:
     assert whole.peak == whole.weights + whole.gradients + whole.optimizer + whole.activations
     adafactor = memory(optimizer="adafactor")
     assert adafactor.optimizer < 0.1 * whole.optimizer and adafactor.peak < whole.peak
-    assert memory(copies=1).optimizer - whole.optimizer == whole.weights
+    average = memory(ema_decay=0.9)
+    assert average.optimizer - whole.optimizer == whole.weights
 
 
 def test_activations() -> None:
@@ -72,6 +87,27 @@ def test_only_what_lives_at_once_counts() -> None:
         del view, second
         torch.empty(4 * MiB, dtype=torch.uint8)
     assert exact.peak == 5 * MiB
+
+
+def test_full_batches_and_the_largest_that_fits() -> None:
+    ids = torch.ones(2, 8, dtype=torch.int64)
+    batch = {"input_ids": ids, "mlm_labels": ids, "mlm_positions": torch.arange(4), "sp_labels": ids[:, 0]}
+    shapes = {name: tuple(tensor.shape) for name, tensor in full_batch(batch, 3, 16).items()}
+    assert shapes == {
+        "input_ids": (3, 16), "mlm_labels": (3, 16), "mlm_positions": (12,), "sp_labels": (3,),
+    }  # fmt: skip
+    batch = {"input_ids": ids, "decoder_input_ids": ids[:, :4], "lm_labels": ids[:, :4],
+             "lm_positions": torch.arange(6)}  # fmt: skip
+    shapes = {name: tuple(tensor.shape) for name, tensor in full_batch(batch, 2, 16, 6).items()}
+    assert shapes == {
+        "input_ids": (2, 16), "decoder_input_ids": (2, 6), "lm_labels": (2, 6), "lm_positions": (9,),
+    }  # fmt: skip
+
+    def measure(rows: int) -> Memory:
+        return Memory(10, 10, 20, 100 + 7 * rows)
+
+    for rows in (1, 4, 50):
+        assert [largest_batch(measure, rows, measure(rows), room) for room in (106, 107, 240)] == [0, 1, 20]
 
 
 def test_heap_reuses_only_what_is_large_enough() -> None:
