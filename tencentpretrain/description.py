@@ -89,7 +89,7 @@ def _save_tokenizer(path: Path, suffix: str, tokenizer: Tokenizer) -> Path:
     """
     from tencentpretrain.tokenizers.base import DESCRIPTION_NAME
 
-    usual = path.with_name(re.sub(r"-\d+$", "", path.name) + f".{suffix}")
+    usual = path.with_name(re.sub(r"-(\d+|best)$", "", path.name) + f".{suffix}")
     for directory in (usual, usual.with_name(f"{usual.name}-{tokenizer.fingerprint[:8]}")):
         if not directory.exists():
             with complete_directory(directory) as temporary:

@@ -25,13 +25,30 @@ class OptimizationConfig:
         "Course of the learning rate.",
         choices=names_in("tencentpretrain.training.schedules", "SCHEDULES"),
     )
-    optimizer: str = option("adamw", "Optimizer.", choices=("adamw", "adafactor"))
+    optimizer: str = option(
+        "adamw",
+        "Optimizer; muon is for the matrices of layers, and AdamW for the rest.",
+        choices=("adamw", "adafactor", "muon"),
+    )
     weight_decay: float = option(0.01, "Weight decay of matrices; biases and norms have none.", minimum=0)
     beta1: float = option(0.9, "AdamW: decay of the mean of gradients.", minimum=0, maximum=1)
     beta2: float = option(0.999, "AdamW: decay of the mean of squared gradients.", minimum=0, maximum=1)
     adam_eps: float = option(1e-6, "AdamW: added to the denominator.", minimum=0)
     max_grad_norm: float = option(
         1.0, "Gradients are scaled down to this norm; 0 turns clipping off.", minimum=0
+    )
+
+    layerwise_lr_decay: float = option(
+        1.0,
+        "Learning rate of a layer, as a share of the next one's; the head has all of it.",
+        minimum=0,
+        maximum=1,
+    )
+    ema_decay: float = option(
+        0.0,
+        "Decay of a moving average of the weights, which is then evaluated and written; 0: none.",
+        minimum=0,
+        maximum=1,
     )
 
     def __post_init__(self) -> None:

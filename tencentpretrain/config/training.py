@@ -72,6 +72,11 @@ class PretrainConfig:
     verify_dataset: bool = option(False, "Compare every file of the datasets with its checksum first.")
     eval_dataset_path: str | None = option(None, "Token store for validation.")
     eval_steps: int = option(1000, "Steps between two validations.", minimum=1)
+    early_stop: int | None = option(
+        None,
+        "The run ends after so many validations in a row without a lower loss; its best weights are kept.",
+        minimum=1,
+    )
     workers_num: int = option(0, "Processes that build batches; the result does not depend on it.", minimum=0)
     labels_num: int | None = option(
         None, "Classes of the cls target; default: as many as the dataset has.", minimum=2
@@ -89,6 +94,9 @@ class PretrainConfig:
     )
     deep_init: bool = option(
         False, "Scale the initial output layers down by the root of twice the number of layers."
+    )
+    profile: bool = option(
+        False, "Write a Chrome trace of a few steps and a table of where their time went into log_dir."
     )
     dry_run: bool = option(False, "Print what would be trained and its cost, touch nothing.")
     world_size: int = option(
@@ -114,6 +122,8 @@ class PretrainConfig:
     def __post_init__(self) -> None:
         if self.checkpointed_layers > 1 and not self.activation_checkpointing:
             raise ConfigError("--checkpointed_layers is about --activation_checkpointing; give that too.")
+        if self.early_stop and self.eval_dataset_path is None:
+            raise ConfigError("--early_stop follows the loss on --eval_dataset_path, which is not given.")
         ranks, number = self.local_ranks, self.world_size
         if number == 1:
             return

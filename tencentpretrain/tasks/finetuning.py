@@ -205,6 +205,10 @@ class Finetuning:
 
     def _evaluate(self, dev: Examples, epoch: int) -> None:
         self.skips.catch_up()
+        with self.engine.averaging():
+            self._evaluate_as_it_is(dev, epoch)
+
+    def _evaluate_as_it_is(self, dev: Examples, epoch: int) -> None:
         batch_size, heed = self.settings.batch_size, self._end_if_asked_to
         score, loss = evaluate(self.engine, self.task, dev, batch_size, heed)
         log.info(f"epoch {epoch} of {self.config.epochs_num}, development set:\n{score.text}")

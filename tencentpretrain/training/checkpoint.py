@@ -29,7 +29,7 @@ from tencentpretrain.files import (
 )
 from tencentpretrain.state_dict import cause_on_disk
 from tencentpretrain.streaming import stream_tensors
-from tencentpretrain.training.engines.base import in_parts, whole_weights
+from tencentpretrain.training.engines.base import average_name, in_parts, whole_weights
 from tencentpretrain.training.engines.ranks import Ranks
 
 log = logging.getLogger("tencentpretrain")
@@ -95,7 +95,7 @@ class Checkpoints:
     def recover(self) -> None:
         """Clear away what killed runs of this output left half-written; put back what one was replacing."""
         name = self.output.name
-        own = re.compile(rf"\.({re.escape(name)}((-\d+)?(\.json)?|\.(tgt_)?tokenizer))\.\d+\.(old|tmp)")
+        own = re.compile(rf"\.({re.escape(name)}((-\d+|-best)?(\.json)?|\.(tgt_)?tokenizer))\.\d+\.(old|tmp)")
         for left_over in self.output.parent.glob(f".{glob.escape(name)}*"):
             if found := own.fullmatch(left_over.name):
                 remove_leftovers(left_over.with_name(found[1]))
@@ -243,16 +243,27 @@ class Checkpoints:
     def _published(self, step: int) -> Path:
         return self.output.with_name(f"{self.output.name}-{step}")
 
-    def publish(self, path: Path) -> None:
-        """Give the weights of the newest state the name `path`, with their description beside it."""
+    @property
+    def best(self) -> Path:
+        """The weights with the lowest validation loss, where that is followed."""
+        return self.output.with_name(f"{self.output.name}-best")
+
+    def publish(self, path: Path, source: Path | None = None) -> None:
+        """Give weights the name `path`, with their description beside them.
+
+        Args:
+            source: their file; None: those of the newest state, or their average if it has one.
+        """
         assert self._saved is not None
         state, published = self._saved.path, self._published(self._saved.step)
         with complete_weights(path, self._describe(path)) as temporary:
-            if not in_parts(state):
+            if source is None and not in_parts(state):
                 source = whole_weights(state)
-            elif path != published and state.parent == self.directory:
+                if (average := source.with_name(average_name(source.name))).exists():
+                    source = average
+            elif source is None and path != published and state.parent == self.directory:
                 source = published
-            else:
+            elif source is None:
                 from tencentpretrain.training.sharded import read_weights
 
                 weights, like = read_weights(state, self._training(state)["names"])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.model import Body, Model
+from tencentpretrain.training.memory import RecurrentAtOnce
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ def measure_cost(build: Callable[[], Body], batch: Batch) -> Cost:
             kept[storage] = tensor
         return tensor
 
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter, RecurrentAtOnce():
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = model(inputs).loss if isinstance(model, Model) else _sum(model.encode(inputs))
         activations = sum(tensor.untyped_storage().nbytes() for tensor in kept.values())

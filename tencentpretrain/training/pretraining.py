@@ -39,6 +39,7 @@ from tencentpretrain.files import check_not_input
 from tencentpretrain.model import Model, build_model, check_provided, length_problems
 from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
+from tencentpretrain.training.average import drop_average
 from tencentpretrain.training.checkpoint import Checkpoints, State
 from tencentpretrain.training.engines import (
     DDPEngine,
@@ -51,6 +52,7 @@ from tencentpretrain.training.engines import (
     choose_engine,
     read_deepspeed_config,
 )
+from tencentpretrain.training.engines.base import DTYPES
 from tencentpretrain.training.estimate import (
     Cost,
     measure_cost,
@@ -59,7 +61,16 @@ from tencentpretrain.training.estimate import (
     state_bytes,
     tokens_num,
 )
+from tencentpretrain.training.memory import (
+    Memory,
+    free_memory,
+    full_batch,
+    largest_batch,
+    measure_memory,
+    program_memory,
+)
 from tencentpretrain.training.optimizers import make_optimizer
+from tencentpretrain.training.profiling import Profiling
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
 from tencentpretrain.training.trainer import Plan, Trainer
@@ -375,6 +386,9 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
         "batch_size · accumulation_steps · world_size": settings.batch_size,
         "optimizer": settings.optimization.optimizer,
     }
+    del changeable["layerwise_lr_decay"]
+    if settings.optimization.layerwise_lr_decay < 1:  # it divides the weights into other groups
+        fixed["layerwise_lr_decay"] = settings.optimization.layerwise_lr_decay
 
     store = settings.store
     tgt_tokenizer = None if store.tgt_tokenizer is store.tokenizer else store.tgt_tokenizer
@@ -444,6 +458,7 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
         pretrain.total_steps, pretrain.accumulation_steps, settings.run.report_steps,
         pretrain.save_checkpoint_steps, pretrain.eval_steps, settings.optimization.max_grad_norm,
         settings.run.max_skipped_steps, settings.data.seed, pretrain.async_checkpoint, flops,
+        pretrain.early_stop,
     )  # fmt: skip
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
     if engine.rank == 0:
@@ -454,7 +469,11 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     trainer = Trainer(engine, loader, validation, schedule, checkpoints, report, plan)
     if state is not None:
         trainer.restore(state.path, checkpoints.load(state, publish=engine.rank == 0))
+        if not settings.optimization.ema_decay:
+            drop_average(engine.optimizer)
     log.info(f"resume: {_resume_line(pretrain.resume, state)}")
+    if pretrain.profile and engine.rank == 0:
+        Profiling(trainer, log_dir)
     return trainer
 
 
@@ -542,9 +561,54 @@ def dry_run(settings: Settings) -> str:
         *describe_data(settings, loader, validation), f"resume: {_resume_line(pretrain.resume, state)}",
         f"step: {batches} × {settings.run.batch_size} samples, about "
         f"{loaded.tokens * batches:,} tokens without padding, {cost.flops * batches / 1e9:,.1f} GFLOP",
-        f"memory: about {(states + cost.activations) / 1e9:.2f} GB: {states / 1e9:.2f} weights, gradients, "
-        f"optimizer; {cost.activations / 1e9:.2f} activations of a batch in fp32",
+        *describe_memory(settings, engine, loaded),
         f"disk: {(states - 4 * total) / 1e9:.2f} GB a training state, {pretrain.keep_checkpoints} are kept",
         "options:", *(f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in options),
     ]  # fmt: skip
     return "\n".join(lines)
+
+
+def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> list[str]:
+    """What each process needs, and whether its device has it."""
+    pretrain, rows = settings.pretrain, settings.run.batch_size
+    target = PROCESSORS[settings.data.data_processor].target_length
+    tgt_length = getattr(settings.data, target) if settings.model.decoder is not None else None
+
+    def build() -> Model:
+        model = fresh_model(settings)
+        if pretrain.activation_checkpointing:
+            checkpoint_activations(model)
+        return model
+
+    def measure(rows: int) -> Memory:
+        memory = measure_memory(
+            build,
+            partial(make_optimizer, config=settings.optimization),
+            full_batch(loaded.batch, rows, settings.data.seq_length, tgt_length),
+            engine.device,
+            DTYPES.get(engine.precision),
+            accumulation=pretrain.accumulation_steps > 1,
+            gradients_stay=settings.place.world_size > 1,
+        )
+        return memory.shared(settings.place.world_size) if engine.sharded else memory
+
+    memory, room, program = measure(rows), free_memory(engine.device), 0
+    if engine.device.type == "cpu":  # the processes of this machine share it, and the program itself counts
+        program, room = program_memory(), room // len(pretrain.local_ranks)
+    largest = largest_batch(measure, rows, memory, room)
+    title = f"{engine.device} has {room / 1e9:.2f} GB free for each process"
+    if largest >= rows:
+        fits = f"fits: {title}, enough for --batch_size {largest}"
+    elif largest:
+        fits = f"does not fit: {title}, enough for --batch_size {largest}"
+    else:
+        fits = f"does not fit: {title}, not enough for one row; --activation_checkpointing needs less"
+    parts = ", ".join(
+        f"{name} {size / 1e9:.2f}"
+        for name, size in (
+            ("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer),
+            ("activations and what operations need", memory.activations), ("the program", program),
+        )
+        if size
+    )  # fmt: skip
+    return [f"memory: about {(memory.peak + program) / 1e9:.2f} GB in a process: {parts}", fits]

@@ -25,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.optim import Optimizer
 
 from tencentpretrain.state_dict import LazyTensors, assign, read_tensors
+from tencentpretrain.training.average import KEY as AVERAGE
 from tencentpretrain.training.engines.base import in_parts, whole_weights
 from tencentpretrain.training.engines.ranks import watching
 from tencentpretrain.training.zero_state import ZERO, read_zero
@@ -136,10 +137,18 @@ def read_parts(directory: Path) -> tuple[LazyTensors, dict[str, Tensor]]:
 
 
 def read_weights(directory: Path, names: Mapping[str, str]) -> tuple[LazyTensors, dict[str, Tensor]]:
-    """As `read_parts`, of the weights under their own names; `names` of `names_of`."""
+    """As `read_parts`, of the weights that are published, under their own names: averages, if there are any.
+
+    Args:
+        names: of `names_of`.
+    """
     tensors, like = read_parts(directory)
-    weights = LazyTensors({name: tensors.makers[_MODEL + own] for name, own in names.items()})
-    return weights, {name: like[_MODEL + own] for name, own in names.items()}
+    sources = {}
+    for name, own in names.items():
+        average = f"{_OPTIMIZER}{own}/{AVERAGE}"
+        sources[name] = average if average in like else _MODEL + own
+    weights = LazyTensors({name: tensors.makers[source] for name, source in sources.items()})
+    return weights, {name: like[source] for name, source in sources.items()}
 
 
 def stored_in(
@@ -206,6 +215,8 @@ def _room_for(model: nn.Module, optimizer: Optimizer, stored: set[str]) -> dict[
     for name, parameter in model.named_parameters():
         if _OPTIMIZER + name not in kept:  # it never had a gradient
             optimizer.state.pop(parameter, None)
+        elif f"{_OPTIMIZER}{name}/{AVERAGE}" not in stored:  # it begins here
+            optimizer.state[parameter].pop(AVERAGE, None)
     return tensors_of(model, optimizer)[0]
 
 

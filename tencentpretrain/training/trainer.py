@@ -24,6 +24,7 @@ from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.saving import Saver
 from tencentpretrain.training.skips import Skips
+from tencentpretrain.training.stopping import EarlyStopping
 from tencentpretrain.training.sums import Sums, mean_norm, means
 
 log = logging.getLogger("tencentpretrain")
@@ -35,6 +36,7 @@ class Plan:
 
     Attributes:
         flops_per_token: of the model, forward and backward, to tell how much of the device's peak is used.
+        early_stop: validations without a lower loss that end the run; the best weights are kept then.
     """
 
     total_steps: int
@@ -47,6 +49,7 @@ class Plan:
     seed: int
     async_checkpoint: bool = False
     flops_per_token: float | None = None
+    early_stop: int | None = None
 
 
 @contextlib.contextmanager
@@ -99,6 +102,7 @@ class Trainer:
         self.sums = Sums()  # since the last report
         self.skips = Skips(engine, plan.max_skipped_steps, self._kept)
         self.saver = Saver(engine, checkpoints, plan.async_checkpoint)
+        self.stopping = EarlyStopping(plan.early_stop)
         self._save_due = False  # it was put off
 
     def restore(self, directory: Path, training: Mapping[str, Any]) -> None:
@@ -114,6 +118,10 @@ class Trainer:
         self.skips.total, self.skips.in_a_row = training.get("skipped", (0, 0))
         if self.engine.rank == 0:  # they are those of all ranks
             self.sums = Sums(training["sums"])
+        if "stopping" in training:
+            self.stopping.restore(training["stopping"])
+            if self.plan.early_stop and self.stopping.step == self.step:
+                self._publish(self.checkpoints.best)  # a killed run may not have come to it
 
     def train(self) -> None:
         """Train to the last step.
@@ -127,7 +135,7 @@ class Trainer:
         stopped = 0  # the signal that asked to
         with deferred_signals() as stop:
             with contextlib.closing(self.loader.batches(self.position)) as batches:
-                while self.step < self.plan.total_steps and not stopped:
+                while self.step < self.plan.total_steps and not stopped and not self.stopping.exhausted:
                     self._update(batches)
                     last = self.step == self.plan.total_steps
                     if self.step % self.plan.report_steps == 0 or last:
@@ -135,19 +143,29 @@ class Trainer:
                     with self._off_the_clock():
                         if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
                             self._validate(self.validation, stop)
+                            last = last or self.stopping.exhausted
                         if self.step % self.plan.save_steps == 0 or last or self._save_due:
                             self._save(final=last)
                     stopped = self.engine.agree(max(stop, default=0))
-            if self.step < self.plan.total_steps:
+            if stopped and self.step < self.plan.total_steps:
                 self._save(final=True)
                 log.info(f"stopped after step {self.step}; the same command continues from there")
                 self.engine.close()
                 raise KeyboardInterrupt if stopped == signal.SIGINT else Terminated
+        if self.stopping.exhausted:
+            log.info(f"stopped early: no lower validation loss in {self.plan.early_stop} validations")
+        step = self.step
+        if self.plan.early_stop and self.stopping.step:
+            step = self.stopping.step
+        self._publish(self.checkpoints.output, self.checkpoints.best if step < self.step else None)
+        log.info(f"done: the weights after step {step} are in {self.checkpoints.output}")
+        self.engine.close()
+
+    def _publish(self, path: Path, source: Path | None = None) -> None:
+        """Give weights a name: those of the newest state, or of another file of weights."""
         with self.engine.together():
             if self.engine.rank == 0:
-                self.checkpoints.publish(self.checkpoints.output)
-        log.info(f"done: the weights after step {self.step} are in {self.checkpoints.output}")
-        self.engine.close()
+                self.checkpoints.publish(path, source)
 
     def _update(self, batches: Iterator[LoadedBatch]) -> None:
         """One update of the weights, which the engine leaves out if its loss or gradient is not finite.
@@ -227,7 +245,11 @@ class Trainer:
         """Loss over all held-out batches, and the perplexity of the targets that predict tokens."""
         sums = Sums()
         self.engine.model.eval()
-        with torch.no_grad(), contextlib.closing(validation.one_pass()) as batches:
+        with (
+            torch.no_grad(),
+            self.engine.averaging(),
+            contextlib.closing(validation.one_pass()) as batches,
+        ):
             held_out = (loaded.batch for loaded in batches)
             complete = self.engine.evaluate(held_out, stop, sums.add_output)
         self.engine.model.train()
@@ -244,6 +266,9 @@ class Trainer:
         perplexity = math.exp(min(of_tokens[0] if of_tokens else loss, 700.0))
         record = {"step": self.step, "eval_loss": loss, "eval_perplexity": perplexity, "time": time.time()}
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
+        if self.stopping.add(loss, self.step) and self.plan.early_stop:
+            self._save(final=True)
+            self._publish(self.checkpoints.best)
 
     def _save(self, final: bool = False) -> None:
         """Save a training state. While updates are skipped this is put off, as the weights may be lost; if it
@@ -265,6 +290,7 @@ class Trainer:
             "tokens": self.tokens,
             "position": tuple(self.position),
             "skipped": (self.skips.total, self.skips.in_a_row),
+            "stopping": self.stopping.state(),
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
         self.saver.save(self.step, progress, final)

@@ -27,6 +27,7 @@ SHORT = {
     "pretrain.py": "--total_steps 2 --save_checkpoint_steps 1 --batch_size 4 --layers_num 1 --hidden_size 16 "
     "--emb_size 16 --feedforward_size 16 --heads_num 2 --seq_length 16",
     "finetune/run_classifier.py": "--epochs_num 1",
+    "scripts/average_models.py": "--model_list_path models/mini.bin-1 models/mini.bin-2",
     "scripts/build_vocab.py": "--vocab_size 300 --min_count 1",
     "scripts/extract_features.py": "--whitening_size 8",
 }

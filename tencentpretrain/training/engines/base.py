@@ -19,6 +19,8 @@ from tencentpretrain.batch import Batch
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.state_dict import read_tensors, save_weights
 from tencentpretrain.targets.output import TargetOutput
+from tencentpretrain.training.average import KEY as AVERAGE
+from tencentpretrain.training.average import average_in_place, averaged
 from tencentpretrain.training.engines.ranks import Ranks
 from tencentpretrain.training.host import HostCopies
 
@@ -82,6 +84,11 @@ def in_parts(directory: Path) -> bool:
 def whole_weights(directory: Path) -> Path:
     """The file of a state that holds all weights."""
     return next(path for path in directory.iterdir() if path.stem == "model")
+
+
+def average_name(weights_name: str) -> str:
+    """What the file of averages is called that lies beside that of the weights, if there are any."""
+    return f"{AVERAGE}{Path(weights_name).suffix}"
 
 
 class Engine:
@@ -231,7 +238,7 @@ class Engine:
         All ranks have the same norm, and so do the same.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
         if self._parameters[0].device.type != "cpu" and getattr(
             self.optimizer, "_step_supports_amp_scaling", False
         ):
@@ -298,6 +305,8 @@ class Engine:
         """
         if self.rank == 0:
             save_weights(self.model.state_dict(), directory / weights_name)
+            if (average := averaged(self.model, self.optimizer)) is not None:
+                save_weights(average, directory / average_name(weights_name))
         return self._training_state()
 
     def snapshot(self) -> Callable[[Path, str], dict[str, Any]]:
@@ -307,13 +316,20 @@ class Engine:
         """
         if self.rank > 0:  # the first has it all
             return lambda directory, weights_name: {}
-        weights, training = self._copies.take((dict(self.model.state_dict()), self._training_state()))
+        state = dict(self.model.state_dict()), self._training_state(), averaged(self.model, self.optimizer)
+        weights, training, average = self._copies.take(state)
 
         def write(directory: Path, weights_name: str) -> dict[str, Any]:
             save_weights(weights, directory / weights_name)
+            if average is not None:
+                save_weights(average, directory / average_name(weights_name))
             return dict(training)
 
         return write
+
+    def averaging(self) -> AbstractContextManager[None]:
+        """Inside, the model computes with the moving average of its weights, if there is one."""
+        return average_in_place(self.optimizer)
 
     def background_ranks(self) -> Ranks:
         """The ranks, for a thread of each that speaks with the others beside the training."""

@@ -1,0 +1,150 @@
+"""Memory of training, estimated without allocating it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tencentpretrain.config import ModelConfig, OptimizationConfig
+from tencentpretrain.model import build_model
+from tencentpretrain.training.count import CountConfig, describe_count
+from tencentpretrain.training.memory import (
+    Memory,
+    _Exact,
+    _Heap,
+    _Live,
+    full_batch,
+    largest_batch,
+    measure_memory,
+)
+from tencentpretrain.training.optimizers import make_optimizer
+from tencentpretrain.training.pretraining import checkpoint_activations
+
+ROOT = Path(__file__).parents[2]
+MiB = 1 << 20
+CONFIG = ModelConfig(
+    embedding=("word", "pos"), emb_size=64, hidden_size=64, feedforward_size=256, heads_num=4, layers_num=2,
+    max_seq_length=64, target=("mlm",),
+)  # fmt: skip
+VOCABULARY = 500
+
+
+def memory(
+    rows: int = 64,
+    recompute: bool = False,
+    optimizer: str = "adamw",
+    ema_decay: float = 0.0,
+    **options: object,
+) -> Memory:
+    def build() -> nn.Module:
+        model = build_model(CONFIG, VOCABULARY)
+        if recompute:
+            checkpoint_activations(model)
+        return model
+
+    ids = torch.ones(rows, 64, dtype=torch.int64)
+    batch = {"input_ids": ids, "segment_ids": ids, "mlm_labels": ids, "mlm_positions": torch.arange(rows * 9)}
+    make = partial(make_optimizer, config=OptimizationConfig(optimizer=optimizer, ema_decay=ema_decay))
+    return measure_memory(build, make, batch, torch.device("cpu"), **options)
+
+
+def test_parts() -> None:
+    whole = memory()
+    parameters = sum(weight.numel() for weight in build_model(CONFIG, VOCABULARY).parameters())
+    assert whole.weights == whole.gradients == 4 * parameters
+    assert whole.optimizer == pytest.approx(8 * parameters, rel=0.01)
+    assert whole.peak == whole.weights + whole.gradients + whole.optimizer + whole.activations
+    adafactor = memory(optimizer="adafactor")
+    assert adafactor.optimizer < 0.1 * whole.optimizer and adafactor.peak < whole.peak
+    average = memory(ema_decay=0.9)
+    assert average.optimizer - whole.optimizer == whole.weights
+
+
+def test_activations() -> None:
+    whole, half = memory(64), memory(32)
+    assert half.activations == pytest.approx(whole.activations / 2, rel=0.2)
+    assert memory(64, recompute=True).activations < 0.6 * whole.activations
+    assert memory(64, dtype=torch.bfloat16).activations < 0.9 * whole.activations
+    # Gradients of the batch before are there while the next one is computed.
+    small, accumulated = memory(1), memory(1, accumulation=True)
+    assert 0.4 * small.gradients < accumulated.peak - small.peak < 1.6 * small.gradients
+
+
+def test_only_what_lives_at_once_counts() -> None:
+    exact = _Exact()
+    with _Live(exact):
+        first = torch.empty(3 * MiB, dtype=torch.uint8)
+        view = first[MiB:].view(2, -1)
+        del first
+        second = view + 1
+        del view, second
+        torch.empty(4 * MiB, dtype=torch.uint8)
+    assert exact.peak == 5 * MiB
+
+
+def test_full_batches_and_the_largest_that_fits() -> None:
+    ids = torch.ones(2, 8, dtype=torch.int64)
+    batch = {"input_ids": ids, "mlm_labels": ids, "mlm_positions": torch.arange(4), "sp_labels": ids[:, 0]}
+    shapes = {name: tuple(tensor.shape) for name, tensor in full_batch(batch, 3, 16).items()}
+    assert shapes == {
+        "input_ids": (3, 16), "mlm_labels": (3, 16), "mlm_positions": (12,), "sp_labels": (3,),
+    }  # fmt: skip
+    batch = {"input_ids": ids, "decoder_input_ids": ids[:, :4], "lm_labels": ids[:, :4],
+             "lm_positions": torch.arange(6)}  # fmt: skip
+    shapes = {name: tuple(tensor.shape) for name, tensor in full_batch(batch, 2, 16, 6).items()}
+    assert shapes == {
+        "input_ids": (2, 16), "decoder_input_ids": (2, 6), "lm_labels": (2, 6), "lm_positions": (9,),
+    }  # fmt: skip
+
+    def measure(rows: int) -> Memory:
+        return Memory(10, 10, 20, 100 + 7 * rows)
+
+    for rows in (1, 4, 50):
+        assert [largest_batch(measure, rows, measure(rows), room) for room in (106, 107, 240)] == [0, 1, 20]
+
+
+def test_heap_reuses_only_what_is_large_enough() -> None:
+    heap = _Heap()
+    heap.allocate(30 * MiB)()  # mapped, and given back; from here on blocks of this size are the heap's
+    first, _ = heap.allocate(4 * MiB), heap.allocate(MiB)
+    assert heap.peak == pytest.approx(30 * MiB, rel=0.01)
+    held = heap.allocate(26 * MiB)
+    assert heap.peak == pytest.approx(31 * MiB, rel=0.01)
+    first()
+    heap.allocate(4 * MiB)  # would fit, but for its alignment
+    assert heap.peak == pytest.approx(35 * MiB, rel=0.01)
+    heap.allocate(3 * MiB)  # into the hole
+    assert heap.peak == pytest.approx(35 * MiB, rel=0.01)
+    held()
+
+
+def test_recurrent_layers_have_the_products_of_their_steps() -> None:
+    length, width, hidden = 50, 24, 16
+    for encoder, gates in (("lstm", 4), ("gru", 3), ("rnn", 1)):
+        config = ModelConfig(
+            embedding=("word",), encoder=encoder, target=("cls",), emb_size=width, hidden_size=hidden,
+            layers_num=2, pooling="max", max_seq_length=length,
+        )  # fmt: skip
+        text = describe_count(config, CountConfig(vocab_size=30, seq_length=length, batch_size=1000))
+        # Two operations a product, the backward pass twice the forward pass; the head is computed once a row.
+        expected = 6 * gates * hidden * (width + hidden + 2 * hidden) / 1e9
+        counted = float(text.rpartition("computation: ")[2].split()[0])
+        assert counted == pytest.approx(expected, abs=0.6e-3)
+
+
+@pytest.mark.slow
+def test_estimate_is_what_a_process_takes() -> None:
+    result = subprocess.run(
+        [sys.executable, "benchmarks/memory.py", "--cases", "bert/mini 24 128"], cwd=ROOT, text=True,
+        capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    off = int(result.stdout.rstrip(" |\n%").rpartition("|")[2])
+    assert abs(off) <= 15, result.stdout

@@ -1,0 +1,97 @@
+"""Early stopping by validation loss."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tencentpretrain.errors import ConfigError
+from tencentpretrain.training.stopping import EarlyStopping
+from tencentpretrain.training.trainer import Trainer
+
+Run = Callable[..., Trainer]
+# The loss rises where the learning rate is this high, after a few steps.
+OPTIONS: dict[str, Any] = {
+    "total_steps": 400, "eval_steps": 5, "early_stop": 3, "learning_rate": 0.03, "scheduler": "constant",
+    "report_steps": 5, "dropout": 0, "save_checkpoint_steps": 1000,
+}  # fmt: skip
+
+
+def weights_of(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def same(one: Path, other: Path) -> bool:
+    first, second = weights_of(one), weights_of(other)
+    return all(torch.equal(first[name], second[name]) for name in first)
+
+
+def losses(output: Path) -> dict[int, float]:
+    records = [json.loads(line) for line in Path(f"{output}.logs/metrics.jsonl").read_text().splitlines()]
+    return {record["step"]: record["eval_loss"] for record in records if "eval_loss" in record}
+
+
+def test_patience() -> None:
+    stopping = EarlyStopping(2)
+    assert [stopping.add(loss, step) for step, loss in enumerate([3.0, 2.0, 2.0, 1.0, math.nan])] == [
+        True, True, False, True, False,
+    ]  # fmt: skip
+    assert (stopping.best, stopping.step, stopping.exhausted) == (1.0, 3, False)
+    other = EarlyStopping(2)
+    other.restore(stopping.state())
+    other.add(1.5, 5)
+    assert other.exhausted and other.step == 3
+    never = EarlyStopping(None)
+    assert not [never.add(1.0, step) for step in range(99)][-1] and not never.exhausted
+
+
+def test_it_stops_and_keeps_the_best(run: Run, tmp_path: Path, workplace: Path, caplog: Any) -> None:
+    caplog.set_level("INFO")
+    options = OPTIONS | {"eval_dataset_path": workplace / "dev"}
+    whole = run("whole.bin", **options)
+    measured = losses(tmp_path / "whole.bin")
+    best = min(measured, key=lambda step: measured[step])
+    assert whole.step == best + 3 * 5 < 400 and whole.step == max(measured)
+    assert any("stopped early" in line for line in caplog.messages)
+    assert any(f"the weights after step {best} are in" in line for line in caplog.messages)
+    assert same(tmp_path / "whole.bin", tmp_path / f"whole.bin-{best}")
+    assert same(tmp_path / "whole.bin-best", tmp_path / "whole.bin")
+    assert not same(tmp_path / "whole.bin", tmp_path / f"whole.bin-{whole.step}")
+    assert (
+        json.loads((tmp_path / "whole.bin-best.json").read_text())["tokenizer_path"] == "whole.bin.tokenizer"
+    )
+    # The same command finds it done; stopped in between, it goes on to the same end.
+    assert run("whole.bin", **options).step == whole.step
+    with pytest.raises(KeyboardInterrupt):
+        run("parts.bin", stop=(best + 7, 2), **options)
+    (tmp_path / f"parts.bin-{best}").unlink()
+    assert run("parts.bin", **options).step == whole.step
+    assert same(tmp_path / "parts.bin", tmp_path / "whole.bin") and losses(tmp_path / "parts.bin") == measured
+
+
+def test_best_weights_are_named_after_a_kill(
+    run: Run, tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = OPTIONS | {"eval_dataset_path": workplace / "dev", "total_steps": 6}
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+
+        def cut(*_: Any) -> None:
+            raise RuntimeError("power cut")
+
+        patch.setattr(Trainer, "_publish", cut)
+        run(**options)
+    assert not (tmp_path / "model.bin-best").exists()
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=(6, 2), **(options | {"total_steps": 7}))
+    assert same(tmp_path / "model.bin-best", tmp_path / "model.bin-5")
+
+
+def test_it_needs_held_out_data(run: Run) -> None:
+    with pytest.raises(ConfigError, match="--early_stop follows the loss on --eval_dataset_path"):
+        run(early_stop=2)
