@@ -82,6 +82,8 @@ def report_line(record: dict[str, Any], total_steps: int, seconds_left: float) -
     parts += [f"| lr {record['learning_rate']:.3g}", f"| grad norm {record['grad_norm']:.3f}"]
     if record.get("mfu") is not None:
         parts.append(f"| mfu {record['mfu']:.1%}")
+    if "data_wait" in record:  # pre-training
+        parts.append(f"| {record['memory_gb']:.2f} GB| waiting for data {record['data_wait']:.1%}")
     return "".join(parts) + f"| {duration(seconds_left)} left"
 
 

@@ -35,7 +35,7 @@ def quiet() -> Iterator[None]:
 def test_the_published_line_stays_recognisable() -> None:
     line = report_line(RECORD, 1000, 3725)
     assert re.search(r"\|\s+100/\s*1000 steps\|\s+[\d.]+ tokens/s\| loss\s+7\.1\d\| acc: 0\.250", line)
-    assert line.endswith("| lr 0.0001| grad norm 1.500| 1:02:05 left")
+    assert line.endswith("| lr 0.0001| grad norm 1.500| 1.00 GB| waiting for data 1.0%| 1:02:05 left")
     several = report_line(RECORD | {"loss_sp": 0.5, "acc_sp": 0.75, "mfu": 0.456}, 1000, 1)
     assert "| acc: 0.250| loss_mlm: 7.125| loss_sp: 0.500| acc_mlm: 0.250| acc_sp: 0.750|" in several
     assert "| mfu 45.6%|" in several
