@@ -188,6 +188,8 @@ def test_killed_between_any_two_operations_of_a_save(tmp_path: Path) -> None:
         for weights in place.glob("model.bin-*[0-9]"):
             assert len(torch.load(weights, weights_only=True)["weight"]) == 1000
             assert Path(f"{weights}.json").exists()
+        for state in (place / "model.bin.states").glob("[0-9]*"):
+            assert checkpoints.find(str(state)) is not None
         after = at(place)
         steps.append(found(after))
         assert not list(place.rglob(".*")) and (place / f"model.bin-{steps[-1]}").exists()
