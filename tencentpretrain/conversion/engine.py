@@ -150,7 +150,7 @@ class Family:
         copies: the same for ours; `{}` in the name stands for every layer.
         implied: what makes tensors of theirs that files may leave out, from the others and our configuration.
         spellings: older names (a pattern and its replacement).
-        ignored: patterns of names that carry no weights of this model: buffers, heads of other tasks.
+        ignored: patterns of names that carry no weights of this model, such as buffers.
         remark: what of their model ours leaves out, for the user.
         settings: configuration values that vary.
         fixed_ours: our options that must have a value other than their default. Every further option that
@@ -221,7 +221,7 @@ class Family:
 
     def is_ignored(self, name: str) -> bool:
         return self.place(name, ours=False) is None and any(
-            re.fullmatch(pattern, name) for pattern in self.ignored
+            re.fullmatch(pattern, name) for pattern in (*self.ignored, _HEADS)
         )
 
     def with_head(self, name: str) -> Family:
@@ -270,6 +270,10 @@ class Family:
         """Their names that have no place in this family."""
         full = {name: self.canonical(name) for name in names}
         return [name for name in full if not (self._has_place(full[name]) or self.is_ignored(full[name]))]
+
+
+# Heads that are none of the family's: of fine-tuned models, whose body is converted.
+_HEADS = r"(score|classifier|classification_head|multiple_choice_head|qa_outputs)\..*"
 
 
 def _pattern(name: str) -> str:

@@ -41,10 +41,7 @@ ALBERT = Family(
         Shared("predictions.decoder.weight", "albert.embeddings.word_embeddings.weight"),
         Shared("predictions.decoder.bias", "predictions.bias"),
     ),
-    ignored=(
-        r"albert\.embeddings\.(position|token_type)_ids",
-        r"(classifier|qa_outputs)\.(weight|bias)",
-    ),
+    ignored=(r"albert\.embeddings\.(position|token_type)_ids",),
     settings=(
         Setting("emb_size", "embedding_size", 128),
         Setting("hidden_size", "hidden_size", 4096),

@@ -149,7 +149,7 @@ def sizes() -> tuple[Setting, ...]:
     )
 
 
-IGNORED = (r"model\.(en|de)coder\.version", r"classification_head\..*", r"qa_outputs\..*")
+IGNORED = (r"model\.(en|de)coder\.version",)
 SEQUENCE_TO_SEQUENCE = {"is_encoder_decoder": True, "is_decoder": False}
 SCALED = {True: ("word", "sinusoidalpos")}  # beside sinusoids our word embeddings are scaled
 

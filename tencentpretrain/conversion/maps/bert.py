@@ -100,10 +100,7 @@ BERT = Family(
         Shared("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
     spellings=SPELLINGS,
-    ignored=(
-        r"bert\.embeddings\.(position|token_type)_ids",
-        r"(classifier|qa_outputs)\.(weight|bias)",
-    ),
+    ignored=(r"bert\.embeddings\.(position|token_type)_ids",),
     settings=(*SIZES, Setting("hidden_act", "hidden_act", "gelu", ACTIVATIONS)),
     fixed_ours={"embedding": ("word", "pos", "seg")},
     fixed_theirs={

@@ -48,7 +48,6 @@ BLOOM = Family(
         Rule("lm_head.weight", "target.lm.output_layer.weight", part="lm"),
     ),
     shared=(Shared("lm_head.weight", "transformer.word_embeddings.weight"),),
-    ignored=(r"score\.weight",),
     settings=(
         Setting(("hidden_size", "emb_size"), "hidden_size", _width),
         Setting("feedforward_size", None, read=lambda theirs: 4 * _width(theirs), write=_check_inner),

@@ -37,10 +37,7 @@ FNET = Family(
         Shared("cls.predictions.decoder.weight", "fnet.embeddings.word_embeddings.weight"),
         Shared("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
-    ignored=(
-        r"fnet\.embeddings\.(position|token_type)_ids",
-        r"(classifier|qa_outputs)\.(weight|bias)",
-    ),
+    ignored=(r"fnet\.embeddings\.(position|token_type)_ids",),
     remark="the vectors of segments 2 and 3, which no text has here, are left out",
     settings=(
         Setting(("hidden_size", "emb_size"), "hidden_size", 768),

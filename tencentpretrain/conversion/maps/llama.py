@@ -108,7 +108,8 @@ LLAMA = Family(
         Rule("lm_head.weight", "target.lm.output_layer.weight", part="lm"),
     ),
     shared=(Shared("lm_head.weight", "model.embed_tokens.weight"),),
-    ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq", r"score\.weight"),
+    spellings=((r"^transformer\.", "model."),),
+    ignored=(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq",),
     settings=(
         Setting(("hidden_size", "emb_size"), "hidden_size", 4096),
         Setting("layers_num", "num_hidden_layers", 32),

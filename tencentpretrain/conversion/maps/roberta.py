@@ -36,7 +36,6 @@ ROBERTA = Family(
     ignored=(
         r"roberta\.embeddings\.(position|token_type)_ids",
         r"roberta\.pooler\.dense\.(weight|bias)",  # not trained: there is no sentence prediction
-        r"(classifier(\.dense|\.out_proj)?|qa_outputs)\.(weight|bias)",
     ),
     # Their mlm head always has this one.
     settings=(*SIZES, Setting("hidden_act", "hidden_act", "gelu", {"gelu": "gelu"})),

@@ -97,6 +97,7 @@ T5 = Family(
     copies=(
         Shared(f"encoder.transformer.{{}}.relative_pos_emb.{_BIAS}", f"encoder.relative_pos_emb.{_BIAS}"),
     ),
+    spellings=((r"^transformer\.", ""),),  # where there is a head for classes
     ignored=(rf"decoder\.block\.0\.layer\.1\.EncDecAttention\.{_BIAS}",),  # of old files, never used
     settings=(*_depths(6, 8), *_SHARED_SETTINGS, _DENSE, *_SCALED),
     fixed_ours={
