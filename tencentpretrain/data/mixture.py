@@ -9,11 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tencentpretrain.data.processors.base import Arrays, Processor, padding_of
-from tencentpretrain.data.random import Ints, shuffled, streams
+from tencentpretrain.data.random import Ints, Purpose, shuffled, streams
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import ConfigError, DataError
-
-_ORDER = 4  # what a stream of random numbers is for; beside those of the loader
 
 # A key of the mixture is source · 2^56 + epoch of the source · 2^40 + key of the source.
 _SOURCE, _EPOCH = 56, 40
@@ -121,7 +119,7 @@ class MixtureProcessor(Processor):
             size = self._epoch_size(source, epoch)
             if first + size > begin:
                 offsets = np.arange(max(begin - first, 0), min(end - first, size))
-                order = streams(self.config.seed, _ORDER, source, epoch)
+                order = streams(self.config.seed, Purpose.SOURCES, source, epoch)
                 keys = self.processors[source].plan(epoch)[shuffled(offsets, size, order)]
                 assert epoch < _EPOCHS and keys.max(initial=0) < 1 << _EPOCH
                 found.append((source << _SOURCE) + (epoch << _EPOCH) + keys)

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.masking import Masking
-from tencentpretrain.data.random import Ints, UInts, streams
+from tencentpretrain.data.random import Ints, Purpose, UInts, streams
 from tencentpretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
 
 Arrays = dict[str, npt.NDArray[Any]]
-
-ROW, MASK = 0, 1  # what a stream of random numbers is for
 
 
 def padding_of(field: str, pad_id: int) -> int:
@@ -117,7 +115,7 @@ class Processor:
         """The number of the drawing an epoch uses: its own, or one of `dup_factor` in turn."""
         return epochs if self.config.dup_factor is None else epochs % self.config.dup_factor
 
-    def streams(self, keys: Ints, epochs: Any, purpose: int) -> UInts:
+    def streams(self, keys: Ints, epochs: Any, purpose: Purpose) -> UInts:
         """The randomness of each sample, [B]."""
         return streams(self.config.seed, purpose, self.draw(epochs), keys)
 
