@@ -28,6 +28,7 @@ class AlbertProcessor(BertProcessor):
     """
 
     name = "albert"
+    several_documents = False
 
     def _check(self, store: TokenStore) -> None:
         """Every document will do."""

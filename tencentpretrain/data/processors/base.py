@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, npt.NDArray[Any]]
 
+EMPTY = "the dataset is empty; make it with preprocess.py from a corpus with text."
+
 
 def padding_of(field: str, pad_id: int) -> int:
     """What stands in a field of a batch where there is no token."""
@@ -53,13 +55,13 @@ class Processor:
     two_vocabularies: ClassVar[bool] = False  # whether its two texts may have a tokenizer each
     roles: ClassVar[tuple[str, ...]] = ()  # the special tokens it puts into rows
     shortest: ClassVar[int] = 4  # the least seq_length
+    several_documents: ClassVar[bool] = False  # whether it needs more than one
+    plans_differ: ClassVar[bool] = False  # whether epochs consist of different samples
     masks_words: ClassVar[bool] = False  # whether it hides tokens, with whole_word_masking whole words
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         if store.documents_num == 0:
-            raise DataError(
-                f"{store.path}: the dataset is empty; make it with preprocess.py from a corpus with text."
-            )
+            raise DataError(f"{store.path}: {EMPTY}")
         if store.layout not in self.readable:
             raise DataError(
                 f"{store.path}: the dataset has the layout '{store.layout}', data processor '{self.name}' "

@@ -39,7 +39,9 @@ class BertProcessor(Processor):
 
     Sentences of a document are gathered until a sample is full, and split in two at random; in half of the
     samples the second segment is replaced by text from a random document. A sample's key is its first
-    sentence: all it consists of is drawn for that sentence, and with it where the next sample begins.
+    sentence: all it consists of is drawn for that sentence, and with it where the next sample begins. That is
+    why short_seq_prob is the probability of a short sample; the published code draws a length once for all
+    samples of a document.
     """
 
     name = "bert"
@@ -48,6 +50,8 @@ class BertProcessor(Processor):
     provides = ("input_ids", "segment_ids", "mlm_labels", "sp_labels")
     roles = ("cls", "sep", "mask")
     masks_words = True
+    several_documents = True
+    plans_differ = True
     shortest = 5
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
