@@ -209,7 +209,7 @@ def test_verify_finds_changed_contents(tokenizer: Tokenizer, tmp_path: Path) -> 
         (lambda path: shutil.rmtree(path / "tokenizer"), "tokenizer"),
         (
             lambda path: (path / "tokenizer" / "vocab.txt").write_text("[PAD]\n[UNK]\n"),
-            "is not the tokenizer the store was made with",
+            "files of the tokenizer were changed",
         ),
     ],
 )
