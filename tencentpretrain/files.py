@@ -70,13 +70,13 @@ def check_not_input(output: Path, option: str, inputs: Mapping[str, str | None])
 
 @contextlib.contextmanager
 def complete_directory(
-    path: Path, earlier: Path | None = None, keep_after: tuple[type[BaseException], ...] = ()
+    path: Path, earlier: Path | None = None, keep_with: str | None = None
 ) -> Iterator[Path]:
     """Like `complete_file` for a directory; `path` must not exist, or it is replaced as a whole.
 
     Args:
         earlier: the temporary directory of a run that ended early, to go on with it.
-        keep_after: exceptions that leave the temporary directory for a later run.
+        keep_with: a file in the temporary directory with which a failure leaves it for a later run.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -99,10 +99,10 @@ def complete_directory(
         else:
             temporary.rename(path)
         sync_directory(path.parent)
-    except BaseException as error:
+    except BaseException:
         if old.exists() and not path.exists():
             old.rename(path)
-        if not isinstance(error, keep_after):
+        if keep_with is None or not (temporary / keep_with).is_file():
             shutil.rmtree(temporary, ignore_errors=True)
         raise
 

@@ -79,6 +79,7 @@ class PreprocessConfig:
         "auto",
         "auto: go on where an equal run was interrupted; never: begin anew.",
         choices=("auto", "never"),
+        alone="auto",
     )
     plugins: tuple[str, ...] = PLUGINS()
 

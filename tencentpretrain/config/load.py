@@ -83,6 +83,8 @@ class Options:
                     shape["nargs"] = "*"
                 elif option.kind is bool:
                     shape |= {"nargs": "?", "const": True}
+                elif (alone := option.metadata["alone"]) is not None:
+                    shape |= {"nargs": "?", "const": alone}
                 names = [option.name, *option.metadata["former_names"]]
                 flags = [f"--{name}" for name in names]
                 group.add_argument(*flags, help=_help(option), metavar=_metavar(option), **shape)
@@ -125,6 +127,10 @@ class Options:
     def given(self, name: str) -> bool:
         """Whether the command line says it."""
         return name in self._layers[0][1]
+
+    def said(self, name: str) -> bool:
+        """Whether the command line or a layer added so far says it."""
+        return any(name in values for _, values in self._layers)
 
     def get(self, name: str) -> Any:
         """The value in force so far; a wrong one raises at once."""

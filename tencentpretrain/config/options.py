@@ -30,6 +30,7 @@ def option(
     maximum: float | None = None,
     aliases: dict[str, str] | None = None,
     former_names: tuple[str, ...] = (),
+    alone: str | None = None,
 ) -> Any:
     """Declare an option. `default` may be `...`: the option is required.
 
@@ -38,6 +39,7 @@ def option(
         choices: the names allowed, or a function that gives them (a registry's names).
         aliases: further spellings of a choice, replaced by the name they stand for.
         former_names: further names of the option on the command line.
+        alone: what the option means that is given without a value.
     """
     metadata = {
         "help": help,
@@ -46,6 +48,7 @@ def option(
         "maximum": maximum,
         "aliases": aliases or {},
         "former_names": former_names,
+        "alone": alone,
     }
     if default is ...:
         return dataclasses.field(metadata=metadata)

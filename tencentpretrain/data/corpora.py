@@ -9,10 +9,11 @@ import gzip
 import io
 import json
 import os
+import sys
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, NamedTuple, NoReturn
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from tencentpretrain.errors import DataError
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
 
 BLOCK_SIZE = 1 << 20  # bytes of text that are tokenised at a time
 LONGEST_LINE = 1 << 27  # bytes; a longer line is not kept in memory
-LARGEST_LABEL = 2**31 - 1
+LOG_SECONDS = 60.0
+LARGEST_LABEL = 2**16 - 1  # a larger one is no class: most likely an identifier
 ZSTD_INPUT, ZSTD_BUFFER = 1 << 12, 1 << 17  # bytes decompressed at a time, and kept of what they give
 
 SUFFIXES = (".txt", ".tsv", ".jsonl")  # of files that are found in directories, also with these behind them:
@@ -102,6 +104,8 @@ class BadLineError(ValueError):
 def corpus_files(paths: Sequence[str], json_format: bool) -> list[CorpusFile]:
     """The files that `--corpus_path` names: files, directories (searched to any depth) and globs, in order.
 
+    Files of a directory that are left out because of their names are told on stderr.
+
     Raises:
         DataError: nothing there, no corpus file in a directory, or a file that is not text.
         OSError: a file that may not be read.
@@ -112,11 +116,19 @@ def corpus_files(paths: Sequence[str], json_format: bool) -> list[CorpusFile]:
 def _expand(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_dir():
-        found = sorted(_search(path))
+        names = sorted(_search(path))
+        found = [file for file in names if _plain_name(file.name).endswith((*SUFFIXES, PARQUET))]
         if not found:
             raise DataError(
                 f"{path}: this directory has no corpus file ({', '.join(SUFFIXES)}, also with "
                 f"{' or '.join(COMPRESSED)}; {PARQUET})."
+            )
+        if others := [str(file.relative_to(path)) for file in names if file not in set(found)]:
+            print(
+                f"{path}: {len(others):,} files are no corpus files by their names "
+                f"({', '.join(others[:3])}{', …' if len(others) > 3 else ''}) and are left out; "
+                "files that are named, or found by a glob, are read whatever their names.",
+                file=sys.stderr,
             )
         return found
     if path.exists():
@@ -128,13 +140,16 @@ def _expand(pattern: str) -> list[Path]:
 
 
 def _search(directory: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(directory, onerror=_raise):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    """All files but hidden ones and those of token stores; a folder that is there twice, by links, once."""
+    seen = set()
+    for folder, folders, names in os.walk(directory, onerror=_raise, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         if any(name.endswith(".tokens") for name in names):
-            folders.clear()  # a token store: the vocabulary in it is no corpus
-        for name in names:
-            if _plain_name(name).endswith((*SUFFIXES, PARQUET)) and not name.startswith("."):
-                yield Path(folder, name)
+            names = folders[:] = []  # a token store: the vocabulary in it is no corpus
+        if (real := os.path.realpath(folder)) in seen:
+            names = folders[:] = []
+        seen.add(real)
+        yield from (Path(folder, name) for name in names if not name.startswith("."))
 
 
 def _plain_name(name: str) -> str:
@@ -209,11 +224,18 @@ def _cut_text(file: CorpusFile, at: int, blank_lines: bool) -> int:
 
 
 def progress_bar(files: Sequence[CorpusFile], program: str) -> tqdm[NoReturn]:
-    """How much of the files is done: on a terminal, not in a log."""
+    """How much of the files is done; in a log a line every LOG_SECONDS."""
     from tqdm import tqdm
 
+    in_log: dict[str, Any] = {
+        "delay": LOG_SECONDS,
+        "mininterval": LOG_SECONDS,
+        "maxinterval": LOG_SECONDS,
+        "bar_format": "{desc}: {percentage:.0f} %, {n_fmt}B of {total_fmt}B, {rate_fmt}, {remaining} left\n",
+    }
     size = sum(file.size for file in files)
-    return tqdm(desc=program, total=size, unit="B", unit_scale=True, disable=None)
+    own = {} if sys.stderr.isatty() else in_log
+    return tqdm(desc=program, total=size, unit="B", unit_scale=True, **own)
 
 
 def blocks(file: CorpusFile, block_size: int = BLOCK_SIZE, start: int | None = None) -> Iterator[Block]:
@@ -469,7 +491,7 @@ def _add_labelled(found: Texts, line: str) -> None:
 
 def _add_label(found: Texts, label: int, texts: list[str]) -> None:
     if label > LARGEST_LABEL:
-        raise BadLineError(f"the label must be at most {LARGEST_LABEL}")
+        raise BadLineError(f"the label must be at most {LARGEST_LABEL}; classes are numbered from 0")
     if not texts[0].strip():
         raise BadLineError("no text after the label")
     found.starts.append(len(found.texts))
@@ -490,7 +512,7 @@ def _add_json_pair(found: Texts, line: str) -> None:
 
 
 def _add_instruction(found: Texts, line: str) -> None:
-    item = {"input": ""} | _json_object(line)
+    item = {"instruction": "", "input": ""} | _json_object(line)
     instruction, given, output = (_json_text(item, name) for name in ("instruction", "input", "output"))
     _add_two(found, PROMPT.format(instruction=instruction, input=given), output)
 
@@ -530,7 +552,7 @@ def _json_object(line: str) -> dict[str, object]:
         raise BadLineError(f"not JSON ({error})") from None
     if not isinstance(item, dict):
         raise BadLineError(f"expected a JSON object, but is {type(item).__name__} instead")
-    return item
+    return {name: value for name, value in item.items() if value is not None}
 
 
 def _json_text(item: dict[str, object], name: str) -> str:

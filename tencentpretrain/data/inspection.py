@@ -56,7 +56,7 @@ class Lengths:
     def at_most(self, share: float) -> int:
         """The border of bins under which a share of the documents is."""
         reached = np.searchsorted(np.cumsum(self.counts), share * self.counts.sum())
-        return int(np.append(self.borders, self.longest + 1)[reached + 1]) - 1
+        return min(int(np.append(self.borders, self.longest + 1)[reached + 1]) - 1, self.longest)
 
     def draw(self, path: Path, title: str) -> None:
         """A histogram, as PNG."""
@@ -182,14 +182,14 @@ def inspect(config: InspectConfig, data: DataConfig) -> Sequence[str]:
         What was found, in paragraphs.
 
     Raises:
-        DataError: a file was changed, or the data processor cannot use the store.
+        UserError: a file was changed, or the data processor cannot use the store.
     """
     store = TokenStore.open(config.dataset_path)
     lengths = Lengths(store)
     found = [describe(store, lengths)]
     if config.verify_dataset:
         store.verify()
-        found.append("Every file has its checksum.")
+        found.append("Every file has its checksum, and the tokenizer is the one it was made with.")
     path = Path(config.output_path or f"{store.path}-lengths.png")
     lengths.draw(path, store.path.name)
     found.append(f"{path}: lengths of documents.")

@@ -16,11 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from tencentpretrain.batch import FIELDS, IGNORED, Batch, labels_of, positions_of, second_segment_only
 from tencentpretrain.data.packing import WINDOW, pack, packed
 from tencentpretrain.data.processors.base import Arrays, Processor
-from tencentpretrain.data.random import Ints, shuffled, streams
+from tencentpretrain.data.random import Ints, Purpose, shuffled, streams
 from tencentpretrain.errors import ConfigError, DataError, UserError
 from tencentpretrain.registry import PROCESSORS
 
-_ORDER, _ROWS = 2, 3  # what a stream of random numbers is for; beside those of processors/base.py
 _ROWS_OF_WINDOW = 1 << 32  # places for rows in the numbering of packed rows; more than there can be
 _BLOCK = 1 << 13  # samples whose order is computed at a time
 _GRACE = 3600  # seconds that a process which builds batches lives on after SIGTERM; saving may take long
@@ -269,7 +268,7 @@ class Loader:
         """Keys in shuffled order with their epochs and offsets, some at a time, without end."""
         epoch, offset = position
         while True:
-            keys, order = self._keys(epoch), streams(self.seed, _ORDER, epoch)
+            keys, order = self._keys(epoch), streams(self.seed, Purpose.SAMPLES, epoch)
             for begin in range(offset, keys.size, _BLOCK):
                 offsets = np.arange(begin, min(begin + _BLOCK, keys.size))
                 yield keys[shuffled(offsets, keys.size, order)], np.full_like(offsets, epoch), offsets
@@ -292,11 +291,13 @@ class Loader:
         """The keys of the samples of each row of a window of the shuffled order; rows are shuffled too."""
         keys = self._keys(epoch)
         offsets = np.arange(window * WINDOW, min((window + 1) * WINDOW, keys.size))
-        samples = keys[shuffled(offsets, keys.size, streams(self.seed, _ORDER, epoch))]
+        samples = keys[shuffled(offsets, keys.size, streams(self.seed, Purpose.SAMPLES, epoch))]
         lengths = self.processor.lengths(samples, np.full_like(samples, epoch))
         order, rows = pack(lengths, self.processor.config.seq_length)
         found = np.split(samples[order], np.flatnonzero(np.diff(rows)) + 1)
-        sequence = shuffled(np.arange(len(found)), len(found), streams(self.seed, _ROWS, epoch, window))
+        sequence = shuffled(
+            np.arange(len(found)), len(found), streams(self.seed, Purpose.PACKED_ROWS, epoch, window)
+        )
         return [found[row] for row in sequence]
 
     def _packed_rows(self, position: DataPosition, endless: bool) -> Iterator[tuple[Ints, DataPosition]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.random import Bools, Ints, UInts, below, bits, uniform
+from tencentpretrain.data.random import Bools, InMask, Ints, UInts, below, bits, of_columns, uniform
 from tencentpretrain.data.store import CONTINUES, unmarked
 from tencentpretrain.errors import DataError
 
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 BUDGET = 0.15  # share of the tokens that are predicted
 MASKED, REPLACED = 0.8, 0.1  # of these: shown as [MASK], as a random token; the others as they are
-
-# Counters of a row's stream are purpose · 2^32 + column.
-_ORDER, _LENGTH, _KIND, _TOKEN = (np.uint64(purpose << 32) for purpose in range(4))
 
 
 class Masking:
@@ -81,8 +78,9 @@ class Masking:
         labels[rows, columns] = input_ids[rows, columns]
         # SpanBERT shows all tokens of a span in the same way; BERT decides for each, also within a word.
         deciding = columns if self._lengths is None else _first_columns(spans)[rows, columns]
-        kind = uniform(streams[rows], _KIND + deciding.astype(np.uint64))
-        random = self._ordinary[below(self._ordinary.size, streams[rows], _TOKEN + columns.astype(np.uint64))]
+        kind = uniform(streams[rows], of_columns(InMask.KIND, deciding))
+        token = below(self._ordinary.size, streams[rows], of_columns(InMask.TOKEN, columns))
+        random = self._ordinary[token]
         shown = np.where(kind < MASKED, self._tokenizer.require("mask"), random)
         replaced = kind < MASKED + REPLACED
         seen = input_ids.copy()
@@ -121,8 +119,7 @@ class Masking:
         """
         assert self._lengths is not None
         rows, width = units.shape
-        columns = np.arange(width, dtype=np.uint64)
-        drawn = uniform(streams[:, None], _LENGTH + columns)
+        drawn = uniform(streams[:, None], of_columns(InMask.SPAN_LENGTH, np.arange(width)))
         lengths = 1 + np.searchsorted(self._lengths[:-1], drawn, side="right")
         borders = np.zeros((rows, width + 1), bool)
         borders[:, 0] = True
@@ -150,7 +147,7 @@ def _choose(units: Bools, spans: Bools, ordinary: Bools, streams: UInts, share: 
     columns = np.arange(width)
     # Sorted by the random number of the span, then by column; what begins no unit comes last.
     low = np.uint64((1 << width.bit_length()) - 1)
-    number = bits(streams[:, None], _ORDER + columns.astype(np.uint64)) | low
+    number = bits(streams[:, None], of_columns(InMask.SPAN_ORDER, columns)) | low
     number = np.take_along_axis(number, _first_columns(spans), axis=1) ^ low
     number = np.where(units, number | columns.astype(np.uint64), np.uint64(2**64 - 1))
     order = np.argsort(number, axis=1)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tencentpretrain.config.options import option
 from tencentpretrain.data.preprocess import EXAMPLES
-from tencentpretrain.data.store import COUNTS, TokenStore
+from tencentpretrain.data.store import COUNTS, SIDES, TokenStore, checksum
 from tencentpretrain.data.writer import check_replaceable
 from tencentpretrain.errors import DataError
 from tencentpretrain.files import complete_directory, remove_leftovers, write_json
@@ -42,6 +42,8 @@ def merge(config: MergeConfig) -> TokenStore:
     path = Path(os.path.realpath(config.output_path))
     if any(store.path == path for store in stores):
         raise DataError(f"--output_path {path} is one of --input_paths; give another.")
+    if any(path.is_relative_to(store.path) for store in stores):
+        raise DataError(f"--output_path {path} lies in one of --input_paths; give another.")
     check_replaceable(path, "--output_path")
     for store in stores[1:]:
         for name in ALIKE:
@@ -51,6 +53,7 @@ def merge(config: MergeConfig) -> TokenStore:
                     f"{stores[0].path} and {store.path} cannot be joined: their {name} differs "
                     f"({_short(one)}, {_short(other)}); make them with equal options."
                 )
+    _ = stores[0].tokenizer, stores[0].tgt_tokenizer  # which are taken over: refused if they were changed
     if not any(store.tokens_num for store in stores):
         raise DataError(f"{', '.join(config.input_paths)}: there is nothing in these token stores.")
     remove_leftovers(path)
@@ -61,10 +64,11 @@ def merge(config: MergeConfig) -> TokenStore:
                 (store, entry) for store in stores for entry in store.meta["shards"] if entry["sentences_num"]
             )
         ]
-        for side in ("tokenizer", "tgt_tokenizer"):
+        for side in SIDES:
             if side in stores[0].meta:
                 shutil.copytree(stores[0].path / side, directory / side)
-        write_json(directory / "meta.json", stores[0].meta | _joined(stores) | {"shards": shards})
+        meta = stores[0].meta | _joined(stores) | {"shards": shards}
+        write_json(directory / "meta.json", meta | {"checksum": checksum(meta)})
     return TokenStore.open(path)
 
 
@@ -113,8 +117,8 @@ def _joined(stores: list[TokenStore]) -> dict[str, Any]:
     """What meta.json says of all of them together."""
     corpora = [store.meta["corpus"] for store in stores]
     corpus = {name: sum(each.get(name, 0) for each in corpora) for name in SUMS}
-    corpus["files"] = list(dict.fromkeys(file for each in corpora for file in each["files"]))
-    corpus["bad_lines"] = [line for each in corpora for line in each["bad_lines"]][:EXAMPLES]
+    corpus["files"] = list(dict.fromkeys(file for each in corpora for file in each.get("files", ())))
+    corpus["bad_lines"] = [line for each in corpora for line in each.get("bad_lines", ())][:EXAMPLES]
     common = set.intersection(*(set(store.options) for store in stores))
     options = {name: value for name, value in stores[0].options.items() if name in common}
     for store in stores[1:]:

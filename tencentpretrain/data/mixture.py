@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tencentpretrain.data.processors.base import Arrays, Processor, padding_of
-from tencentpretrain.data.random import Ints, shuffled, streams
+from tencentpretrain.data.processors.base import EMPTY, Arrays, Processor, padding_of
+from tencentpretrain.data.random import Ints, Purpose, shuffled, streams
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import ConfigError, DataError
 
-_ORDER = 4  # what a stream of random numbers is for; beside those of the loader
+if TYPE_CHECKING:
+    from tencentpretrain.config import Options
 
 # A key of the mixture is source · 2^56 + epoch of the source · 2^40 + key of the source.
 _SOURCE, _EPOCH = 56, 40
@@ -41,6 +42,9 @@ def open_sources(paths: Sequence[str]) -> tuple[Source, ...]:
     weights = [weight for _, weight in named if weight is not None]
     if weights and len(weights) < len(named):
         raise ConfigError("--dataset_path: give every dataset a weight (PATH:0.7), or none.")
+    for store in stores:
+        if not store.documents_num:
+            raise DataError(f"{store.path}: {EMPTY}")
     first = stores[0]
     for store in stores[1:]:
         if [store.tokenizer.fingerprint, store.tgt_tokenizer.fingerprint] != [
@@ -54,6 +58,23 @@ def open_sources(paths: Sequence[str]) -> tuple[Source, ...]:
         raise ConfigError(f"--dataset_path names {len(stores)} datasets, at most {_SOURCES} can be mixed.")
     shares = weights or [store.tokens_num for store in stores]
     return tuple(Source(store, share / sum(shares)) for store, share in zip(stores, shares, strict=True))
+
+
+def check_options(stores: Sequence[TokenStore], options: Options) -> None:
+    """Refuse options that stores remember differently, and that nothing before them says.
+
+    Raises:
+        ConfigError: with all of them.
+    """
+    names = dict.fromkeys(name for store in stores for name in store.options)
+    problems = []
+    for name in names:
+        values = [store.options.get(name) for store in stores]
+        if any(value != values[0] for value in values) and not options.said(name):
+            found = " and ".join("none" if value is None else str(value) for value in values)
+            problems.append(f"--{name} must be given: the datasets remember different ones ({found}).")
+    if problems:
+        raise ConfigError(problems)
 
 
 def _split(text: str) -> tuple[str, float | None]:
@@ -106,12 +127,12 @@ class MixtureProcessor(Processor):
         return round(self.weights[source] * self._size * epoch)
 
     def _epoch_size(self, source: int, epoch: int) -> int:
-        sizes = self._sizes[source]
+        processor, sizes = self.processors[source], self._sizes[source]
+        epoch = epoch if processor.plans_differ else 0
         while len(sizes) <= epoch:
-            sizes.append(self.processors[source].plan(len(sizes)).size)
+            sizes.append(processor.plan(len(sizes)).size)
             if not sizes[-1]:
-                path = self.processors[source].store.path
-                raise DataError(f"{path}: '{self.name}' finds no samples in it.")
+                raise DataError(f"{processor.store.path}: '{self.name}' finds no samples in it.")
         return sizes[epoch]
 
     def _take(self, source: int, begin: int, end: int) -> Ints:
@@ -121,7 +142,7 @@ class MixtureProcessor(Processor):
             size = self._epoch_size(source, epoch)
             if first + size > begin:
                 offsets = np.arange(max(begin - first, 0), min(end - first, size))
-                order = streams(self.config.seed, _ORDER, source, epoch)
+                order = streams(self.config.seed, Purpose.SOURCES, source, epoch)
                 keys = self.processors[source].plan(epoch)[shuffled(offsets, size, order)]
                 assert epoch < _EPOCHS and keys.max(initial=0) < 1 << _EPOCH
                 found.append((source << _SOURCE) + (epoch << _EPOCH) + keys)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import contextlib
+import copy
 import dataclasses
 import errno
 import hashlib
@@ -36,9 +37,9 @@ from tencentpretrain.data.corpora import (
     read_texts,
 )
 from tencentpretrain.data.duplicates import Deduplicator, digests_of, documents_within
-from tencentpretrain.data.store import CONTINUES, COUNTS, Array, read_meta
+from tencentpretrain.data.store import CONTINUES, COUNTS, Array, TokenStore
 from tencentpretrain.data.writer import PROGRESS, SHARD_TOKENS, StoreWriter, check_replaceable, token_dtype
-from tencentpretrain.errors import DataError, Terminated, UserError
+from tencentpretrain.errors import DataError, UserError
 from tencentpretrain.files import complete_directory, json_text, leftovers, read_json, remove_leftovers
 
 if TYPE_CHECKING:
@@ -85,10 +86,6 @@ class How(NamedTuple):
         """Of the tokens, which have room for CONTINUES where words are marked."""
         sides = (side for side in (self.tokenizer, self.tgt_tokenizer) if side is not None)
         return "uint32" if self.segmenter else token_dtype(max(side.vocab_size for side in sides))
-
-
-class _KilledError(DataError):
-    """The system ended a process; what is done is good."""
 
 
 class CorpusReport:
@@ -145,6 +142,7 @@ def preprocess(
     tgt_tokenizer: Tokenizer | None = None,
     segmenter: Segmenter | None = None,
     block_size: int = BLOCK_SIZE,
+    several_documents: bool = False,
 ) -> CorpusReport:
     """Write the token store `config.dataset_path` from the corpus `config.corpus_path`.
 
@@ -153,6 +151,7 @@ def preprocess(
         options: data options of the user that the store remembers.
         tgt_tokenizer: of the second text of each pair, where it is another one.
         segmenter: finds words, if the store shall know them.
+        several_documents: whether a corpus of one document is of no use.
 
     Raises:
         DataError: an unusable corpus, too many bad lines, a path that something else has, or a full disk.
@@ -167,58 +166,77 @@ def preprocess(
         files = part_of(files, *config.part, layout)
     how = How(layout, tokenizer, tgt_tokenizer, config.dedup is not None, segmenter)
     words = None if segmenter is None else segmenter.description
-    run = _digest(_description(files, how, block_size))
+    runs = _runs(files, how, block_size)
     if config.part is not None:
-        corpus["part"]["run"] = run
-        if config.resume == "auto" and (done := _done(path, run, options or {})) is not None:
+        corpus["part"]["run"] = runs[-1]
+        if config.resume == "auto" and (done := _done(path, runs[-1], options or {})) is not None:
+            print(f"{path} is done already.", file=sys.stderr)
             return done
-    earlier, progress = _earlier_run(path, run) if config.resume == "auto" else (None, None)
+    earlier, points = _earlier_run(path, runs) if config.resume == "auto" else (None, [])
     remove_leftovers(path, keep=earlier)
-    resumable = (KeyboardInterrupt, Terminated, _KilledError) if config.resume == "auto" else ()
     try:
-        with complete_directory(path, earlier, resumable) as directory:
-            writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, words, SHARD_TOKENS, progress)
-            report = _Run(writer, files, config, how, run, progress, block_size).write()
+        with complete_directory(path, earlier, PROGRESS if config.resume == "auto" else None) as directory:
+            state = points[-1]["store"] if points else None
+            writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, words, SHARD_TOKENS, state)
+            run = _Run(writer, files, config, how, runs, points, block_size)
+            report = run.write()
+            if config.part in (None, (1, 1)):
+                _check_usable(writer, files, report, several_documents)
+            run.close()
             writer.close(options or {}, corpus | report.as_json())
         (path / PROGRESS).unlink()  # only now: until the store has its name, a run can go on from there
+    except DataError as error:
+        raise DataError(f"{error}{_kept(path, runs, config)}") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
         raise DataError(
-            f"{path}: {error.strerror}; nothing was kept. Make room or choose another --dataset_path "
-            "(a token takes 2 bytes, or 4 where the vocabulary has more than 65,536 entries)."
+            f"{path}: {error.strerror}. Make room or choose another --dataset_path (a token takes 2 bytes, "
+            f"or 4 where the vocabulary has more than 65,536 entries)."
+            f"{_kept(path, runs, config) or ' Nothing was kept.'}"
         ) from None
     return report
+
+
+def _kept(path: Path, runs: list[str], config: PreprocessConfig) -> str:
+    """What a failure says about what was done before it, if that is kept."""
+    if config.resume != "auto" or _earlier_run(path, runs)[0] is None:
+        return ""
+    return "\nWhat was done is kept: the same command goes on from there."
 
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=16).hexdigest()
 
 
-def _description(files: list[CorpusFile], how: How, block_size: int) -> str:
-    """All that the bytes of a store depend on."""
+def _runs(files: list[CorpusFile], how: How, block_size: int) -> list[str]:
+    """Digests of all that the bytes of a store depend on, after reading none, one, two … of the files."""
     sides = (how.tokenizer, how.tgt_tokenizer)
     fingerprints = [side.fingerprint for side in sides if side is not None]
-    parts = [[*map(str, dataclasses.astuple(file)), file.path.stat().st_mtime_ns] for file in files]
     words = None if how.segmenter is None else how.segmenter.description
-    return json_text([how.layout, how.digests, block_size, SHARD_TOKENS, fingerprints, parts, words])
+    options = [how.layout, how.digests, block_size, SHARD_TOKENS, fingerprints, words]
+    found = [_digest(json_text(options))]
+    for file in files:
+        own = [*map(str, dataclasses.astuple(file)), file.path.stat().st_mtime_ns]
+        found.append(_digest(json_text([found[-1], own])))
+    return found
 
 
-def _earlier_run(path: Path, run: str) -> tuple[Path | None, dict[str, Any] | None]:
-    """The directory of an equal run that ended early, and what it kept of its progress."""
+def _earlier_run(path: Path, runs: list[str]) -> tuple[Path | None, list[dict[str, Any]]]:
+    """The directory of a run that ended early, and the points at which it was equal to this one."""
     for entry in leftovers(path):
         if (entry / PROGRESS).is_file():
             with contextlib.suppress(UserError):
-                progress: dict[str, Any] = read_json(entry / PROGRESS)
-                if progress["run"] == run:
-                    return entry, progress
-    return None, None
+                points = [point for point in read_json(entry / PROGRESS)["points"] if point["run"] in runs]
+                if points:
+                    return entry, points
+    return None, []
 
 
 def _done(path: Path, run: str, options: dict[str, Any]) -> CorpusReport | None:
     """The report on a part of a corpus that an equal run has finished."""
     try:
-        meta = read_meta(path)
+        meta = TokenStore.open(path).meta
     except DataError:
         return None
     if meta["corpus"].get("part", {}).get("run") != run or meta["options"] != options:
@@ -237,25 +255,27 @@ class _Run:
         files: list[CorpusFile],
         config: PreprocessConfig,
         how: How,
-        run: str,
-        progress: dict[str, Any] | None,
+        runs: list[str],
+        points: list[dict[str, Any]],
         block_size: int,
     ) -> None:
         self._writer = writer
         self._files = files
         self._config = config
         self._how = how
-        self._run = run
+        self._runs = runs
         self._block_size = block_size
         self._report = CorpusReport()
         self._file, self._start, self._done = 0, None, 0
-        if progress is not None:
-            vars(self._report).update(progress["report"])
-            self._file, self._start, self._done = progress["position"]
+        if points:
+            vars(self._report).update(copy.deepcopy(points[-1]["report"]))
+            self._file, self._start, self._done = points[-1]["position"]
         self._deduplicator = None
         if how.digests:
-            state = None if progress is None else progress["duplicates"]
+            state = points[-1]["duplicates"] if points else None
             self._deduplicator = Deduplicator(writer.directory, how.dtype, writer.layout, state)
+        # Where the file begins that is being read: if it is damaged, a run with another one goes on there.
+        self._before_file = points[0] if points else self._point()
 
     def write(self) -> CorpusReport:
         writer, report, deduplicator = self._writer, self._report, self._deduplicator
@@ -268,6 +288,9 @@ class _Run:
                 print(f"An interrupted run continues after {self._done:,} bytes.", file=sys.stderr)
                 bar.update(self._done)
             for (number, block), result in results:
+                if number != self._file:
+                    self._file, self._start = number, None
+                    self._before_file = self._point() or self._before_file
                 sentences = result.tokens, result.lengths, result.starts, result.labels
                 if deduplicator is not None:
                     assert result.digests is not None
@@ -286,14 +309,16 @@ class _Run:
         if deduplicator is not None and self._file < len(self._files):
             writer.append(*deduplicator.rest())
             report.duplicates_num = deduplicator.dropped_num
-        if self._config.part is None:
-            _check_usable(writer, self._files, report)
-        writer.close_last_shard()
+        return report
+
+    def close(self) -> None:
+        """Keep that the pass is over."""
+        deduplicator = self._deduplicator
+        self._writer.close_last_shard()
         self._file, self._start, self._deduplicator = len(self._files), None, None
         self._save()
         if deduplicator is not None:
             deduplicator.close()
-        return report
 
     def _blocks(self) -> Iterator[tuple[int, Block]]:
         first, start = self._file, self._start
@@ -302,30 +327,37 @@ class _Run:
                 yield number, block
             start = None
 
+    def _point(self) -> dict[str, Any] | None:
+        """Where a run may go on; None while a document is being collected that is too long for it."""
+        deduplicator = self._deduplicator
+        if deduplicator is not None and deduplicator.open_tokens_num > LARGEST_WAITING:
+            return None
+        files_num = self._file + (self._start is not None)  # that were read, the last one perhaps in part
+        return {
+            "run": self._runs[files_num],
+            "position": [self._file, self._start, self._done],
+            "report": copy.deepcopy(vars(self._report)),
+            "duplicates": None if deduplicator is None else deduplicator.state(),
+            "store": self._writer.state(),
+        }
+
     def _save(self) -> None:
-        """Keep the progress, unless a document is being collected that is too long for it."""
-        duplicates = None
-        if self._deduplicator is not None:
-            if self._deduplicator.open_tokens_num > LARGEST_WAITING:
-                return
-            duplicates = self._deduplicator.state()
-        self._writer.save_progress(
-            {
-                "run": self._run,
-                "position": [self._file, self._start, self._done],
-                "report": vars(self._report),
-                "duplicates": duplicates,
-            }
-        )
+        """Keep the progress."""
+        if (point := self._point()) is not None:
+            if self._deduplicator is not None:
+                self._deduplicator.sync()
+            self._writer.save_progress({"points": [self._before_file or point, point]})
 
 
-def _check_usable(writer: StoreWriter, files: list[CorpusFile], report: CorpusReport) -> None:
+def _check_usable(
+    writer: StoreWriter, files: list[CorpusFile], report: CorpusReport, several_documents: bool
+) -> None:
     names = ", ".join(str(file.path) for file in files[:3]) + (" …" if len(files) > 3 else "")
     tokens, sentences, documents = (writer.count(what) for what in COUNTS)
     if not tokens:
         why = str(report) or ("all lines are blank." if report.lines_num else "it is empty.")
         raise DataError(f"{names}: nothing in this corpus can be used: {why}")
-    if writer.layout == "sentences" and documents == 1 and sentences > 1:
+    if several_documents and documents == 1 and sentences > 1:
         raise DataError(
             f"{names}: no empty line separates documents, so the corpus is one document of "
             f"{sentences:,} sentences; put an empty line after each document, or choose a "
@@ -437,9 +469,8 @@ def _results(
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
         yield _in_order(every_block, executor, processes_num)
     except BrokenProcessPool:
-        raise _KilledError(
-            "a tokenising process was killed, most likely because memory ran out; use fewer --processes_num. "
-            "The run goes on from where it was."
+        raise DataError(
+            "a tokenising process was killed, most likely because memory ran out; use fewer --processes_num."
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)

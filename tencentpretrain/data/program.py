@@ -33,11 +33,18 @@ class Job(NamedTuple):
     tgt_tokenizer: Tokenizer | None
     notes: list[str]  # about options without effect
     words: bool  # whether the store shall know the words of the texts
+    several_documents: bool  # whether a corpus of one document is of no use
 
     def run(self) -> CorpusReport:
         segmenter = Segmenter(self.config.user_dict_path) if self.words else None
         return preprocess(
-            self.config, self.layout, self.tokenizer, self.options, self.tgt_tokenizer, segmenter
+            self.config,
+            self.layout,
+            self.tokenizer,
+            self.options,
+            self.tgt_tokenizer,
+            segmenter,
+            several_documents=self.several_documents,
         )
 
 
@@ -68,4 +75,8 @@ def read_job(arguments: Sequence[str] | None = None) -> Job:
     if processor.json_corpus:
         config = dataclasses.replace(config, json_format_corpus=True)
     given = {name: value for name, value in as_json(data).items() if options.given(name)}
-    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, options.notes, words)
+    notes = options.notes
+    if config.part is not None and config.dedup is not None:
+        notes.append("--dedup compares the documents of this part of the corpus only, not those of others.")
+    several = processor.several_documents
+    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, notes, words, several)

@@ -7,6 +7,7 @@ splittable pseudorandom number generators").
 
 from __future__ import annotations
 
+import enum
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,39 @@ Bools = npt.NDArray[np.bool_]
 _STEP = np.uint64(0x9E3779B97F4A7C15)
 _ROUNDS = 6
 _WORDS = 1024  # coins are tossed so many words at a time
+
+
+@enum.unique
+class Purpose(enum.IntEnum):
+    """What streams are for: streams(seed, purpose, …)."""
+
+    ROW, MASK, SAMPLES, PACKED_ROWS, SOURCES = range(5)
+
+
+@enum.unique
+class InRow(enum.IntEnum):
+    """The counters of a stream for a row where a number is drawn once a row."""
+
+    SHORT, LENGTH, SPLIT, PAIR, DOCUMENT, SENTENCE, FRONT_A, FRONT_B, SWAP, CUT = range(10)
+
+
+@enum.unique
+class InMask(enum.IntEnum):
+    """What the columns of a row draw from its stream for masks; see `of_columns`."""
+
+    SPAN_ORDER, SPAN_LENGTH, KIND, TOKEN, EMPTY_SPAN, EMPTY_PLACE = range(6)
+
+
+@enum.unique
+class InT5(enum.IntEnum):
+    """The same where T5's own spans take the place of all of InMask."""
+
+    HIDDEN, SHOWN, BEGIN = range(3)
+
+
+def of_columns(purpose: InMask | InT5, columns: Ints) -> UInts:
+    """The counters of columns: purpose · 2^32 + column."""
+    return np.uint64(purpose << 32) + columns.astype(np.uint64)
 
 
 def _mix(values: UInts) -> UInts:

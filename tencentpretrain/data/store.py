@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tencentpretrain.errors import DataError, UserError
-from tencentpretrain.files import read_json
+from tencentpretrain.files import json_text, read_json
 
 if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
@@ -32,6 +32,8 @@ Indices = npt.NDArray[np.int64]
 FORMAT = "tencentpretrain token store"
 VERSION = 1
 COUNTS = ("tokens_num", "sentences_num", "documents_num")
+SIDES = ("tokenizer", "tgt_tokenizer")
+TYPES = {"layout": str, "dtype": str, "labels_num": int, "options": dict, "corpus": dict, "shards": list}
 DTYPES = {  # that of tokens is in meta.json
     "sentences": "uint32",
     "documents": "uint32",
@@ -81,8 +83,7 @@ class TokenStore:
         self.labels_num: int = meta["labels_num"]
         self.has_words = "words" in meta
         self.marks_words = marks_words
-        sides = ("tokenizer", "tgt_tokenizer")
-        self._vocab_size: int = max(meta[side]["vocab_size"] for side in sides if side in meta)
+        self._vocab_size: int = max(meta[side]["vocab_size"] for side in SIDES if side in meta)
         self._first_tokens = np.array([shard.first_token for shard in shards])
         self._first_sentences = np.array([shard.first_sentence for shard in shards])
         self._first_documents = np.array([shard.first_document for shard in shards])
@@ -103,6 +104,7 @@ class TokenStore:
         try:
             shards = []
             firsts = [0, 0, 0]
+            _check_types(meta)
             if len(meta["shards"]) > MANY_SHARDS:
                 _allow_open_files()
             for entry in meta["shards"]:
@@ -126,8 +128,13 @@ class TokenStore:
                 other files are small beside them, and every epoch begins with reading them.
 
         Raises:
-            DataError: a file was changed.
+            UserError: a file was changed, or the tokenizer is not there.
         """
+        if self.meta.get("checksum", "") not in ("", checksum(self.meta)):  # older stores have none
+            raise DataError(self._changed("meta.json"))
+        for side in SIDES:
+            if side in self.meta:
+                self._load_tokenizer(side)
         files = {name: file for entry in self.meta["shards"] for name, file in entry["files"].items()}
         tokens_size = sum(file["size"] for name, file in files.items() if name.endswith(".tokens"))
         for name, file in files.items():
@@ -137,10 +144,10 @@ class TokenStore:
                     while block := handle.read(1 << 20):
                         digest.update(block)
                 if digest.hexdigest() != file.get("blake2b"):
-                    raise DataError(
-                        f"{self.path / name} was changed after it was made (its checksum is wrong); "
-                        f"{REMAKE} again."
-                    )
+                    raise DataError(self._changed(name))
+
+    def _changed(self, name: str) -> str:
+        return f"{self.path / name} was changed after it was made (its checksum is wrong); {REMAKE} again."
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -261,6 +268,23 @@ def _sentence_of_token(shard: Shard, positions: Indices) -> Array:
 def _labels(shard: Shard, documents: Indices) -> Array:
     assert shard.labels is not None, "only a store of layout 'labelled' has labels"
     return shard.labels[documents]
+
+
+def _check_types(meta: dict[str, Any]) -> None:
+    """Raise TypeError or KeyError for a value of a type that no store has."""
+    sides = [meta[side] for side in SIDES if side in meta or side == "tokenizer"]
+    expected = [(meta[name], kind) for name, kind in (TYPES | dict.fromkeys(COUNTS, int)).items()]
+    expected += [(side[name], str) for side in sides for name in ("kind", "fingerprint")]
+    expected += [(side["vocab_size"], int) for side in sides]
+    for value, kind in expected:
+        if not isinstance(value, kind):
+            raise TypeError(f"{value!r} is no {kind.__name__}")
+
+
+def checksum(meta: dict[str, Any]) -> str:
+    """Of what meta.json says besides it."""
+    said = json_text({name: value for name, value in meta.items() if name != "checksum"})
+    return hashlib.blake2b(said.encode(), digest_size=16).hexdigest()
 
 
 def _open_shard(path: Path, entry: dict[str, Any], dtype: str, firsts: list[int]) -> Shard:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from tencentpretrain.data.store import CONTINUES, COUNTS, DTYPES, FORMAT, VERSION, Array, unmarked
+from tencentpretrain.data.store import CONTINUES, COUNTS, DTYPES, FORMAT, VERSION, Array, checksum, unmarked
 from tencentpretrain.errors import DataError, UserError
 from tencentpretrain.files import read_json, write_json
 
@@ -117,9 +117,11 @@ class _ShardWriter:
         self.tokens_num: int = state.get("tokens_num", 0)
         self.sentences_num: int = state.get("sentences_num", 0)
 
-    def state(self) -> dict[str, Any]:
+    def sync(self) -> None:
         for file in self._files.values():
             file.sync()
+
+    def state(self) -> dict[str, Any]:
         entries = {kind: file.entries_num for kind, file in self._files.items()}
         found = {"entries": entries, "last_start": self._last_start}
         if self._words is not None:
@@ -175,7 +177,7 @@ class StoreWriter:
         layout: one of those of `corpora.read_texts`.
         tgt_tokenizer: of every second text, where it is another one; saved too.
         words: what found the words of the texts; a bit a token is then kept of them.
-        earlier: what `save_progress` kept of an earlier run, to go on from there.
+        earlier: the `state` of an earlier run, to go on from there.
     """
 
     def __init__(
@@ -195,7 +197,7 @@ class StoreWriter:
         self.words = words
         self.dtype = token_dtype(max(tokenizer.vocab_size, tgt_tokenizer.vocab_size if tgt_tokenizer else 0))
         anew: dict[str, Any] = {"closed": [], "labels_num": 0, "shard": {}}
-        state = anew if earlier is None else earlier["store"]
+        state = anew if earlier is None else earlier
         self.labels_num: int = state["labels_num"]
         self._shard_tokens = shard_tokens
         self._closed: list[dict[str, Any]] = state["closed"]
@@ -215,14 +217,19 @@ class StoreWriter:
             if ours and entry.name not in kept and entry.stem != current:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def save_progress(self, more: dict[str, Any]) -> None:
-        """Keep everything appended so far, and `more`, for a run that goes on from here."""
-        state = {
-            "closed": self._closed,
+    def state(self) -> dict[str, Any]:
+        """For a run that goes on from here, once it is given to `save_progress`."""
+        return {
+            "closed": [*self._closed],
             "labels_num": self.labels_num,
             "shard": None if self._shard is None else self._shard.state(),
         }
-        write_json(self.directory / PROGRESS, {"store": state, **more})
+
+    def save_progress(self, progress: dict[str, Any]) -> None:
+        """Keep everything appended so far, and `progress`, which says where runs may go on."""
+        if self._shard is not None:
+            self._shard.sync()
+        write_json(self.directory / PROGRESS, progress)
         self._remove_unnamed()
 
     def count(self, what: str) -> int:
@@ -294,7 +301,7 @@ class StoreWriter:
         }
         if self.words is not None:
             meta["words"] = self.words
-        write_json(self.directory / "meta.json", meta)
+        write_json(self.directory / "meta.json", meta | {"checksum": checksum(meta)})
 
 
 def token_dtype(vocab_size: int) -> str:

@@ -30,7 +30,7 @@ from tencentpretrain.config import (
     options_of,
 )
 from tencentpretrain.data.loader import LoadedBatch, Loader
-from tencentpretrain.data.mixture import MixtureProcessor, Source, open_sources
+from tencentpretrain.data.mixture import MixtureProcessor, Source, check_options, open_sources
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.words import is_chinese
 from tencentpretrain.description import check_against_description, make_description, read_description
@@ -140,6 +140,7 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         source.store.verify(quick=not options.get("verify_dataset"))
     store = sources[0].store
     own = _tokenizer_options("", store.tokenizer) | _tokenizer_options("tgt_", store.tgt_tokenizer)
+    check_options([source.store for source in sources], options)
     options.add_layer(f"{store.path}/meta.json", store.options | own)
     model, data, optimization, run, pretrain, deepspeed, tokenizer, tgt_tokenizer = options.build(*concerns)
     _check_tokenizer(store, store.tokenizer, tokenizer, "", options)

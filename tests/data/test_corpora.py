@@ -58,7 +58,7 @@ def test_labelled(tmp_path: Path) -> None:
         "1\t\t",
         "1\ta\tb\tc",
     ]
-    lines += [f"{2**31}\tx", "9" * 5000 + "\tx", "١\tx"]
+    lines += ["65536\tx", "9" * 5000 + "\tx", "١\tx"]
     found = read(tmp_path / "x.tsv", "\n".join(lines).encode(), "labelled")
     assert found.texts == ["a b", "c", "d", "e", '"quoted" text']
     assert found.labels == [0, 12, 3, 1]
@@ -68,7 +68,7 @@ def test_labelled(tmp_path: Path) -> None:
     assert reasons[6] == "the label must be a whole number from 0, but is 'label' instead"
     assert reasons[8] == "expected label TAB text [TAB text], but there are 0 TABs"
     assert reasons[9] == "no text after the label"
-    assert reasons[11] == reasons[12] == "the label must be at most 2147483647"
+    assert reasons[11] == reasons[12] == "the label must be at most 65535; classes are numbered from 0"
 
 
 @pytest.mark.parametrize("name", ["x.jsonl", "x.txt"])
@@ -300,6 +300,23 @@ def test_files_directories_and_globs(tmp_path: Path) -> None:
     assert [name for name, is_json in flags.items() if is_json] == ["c.jsonl.gz"]
 
 
+def test_what_a_directory_has_besides_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    corpus, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    for path in (corpus / "a.txt", *(corpus / name for name in ("wiki_00", "b.json", "c.txt.xz", ".hidden"))):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("x", encoding="utf-8")
+    assert names([str(corpus / "a.txt")]) == ["a.txt"]
+    assert not capsys.readouterr().err
+    assert names([str(corpus)]) == ["a.txt"]
+    said = capsys.readouterr().err
+    assert f"{corpus}: 3 files are no corpus files by their names (b.json, c.txt.xz, wiki_00)" in said
+    elsewhere.mkdir()
+    (elsewhere / "d.txt").write_text("x", encoding="utf-8")
+    (corpus / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(corpus)  # a ring
+    assert names([str(corpus)]) == ["a.txt", "d.txt"]
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -378,3 +395,21 @@ def test_only_the_first_block_has_a_mark_and_starts_a_document(tmp_path: Path) -
         found = read_texts(Block(file, start, 13, 4, b"\xef\xbb\xbfa\n", 0), "sentences")
         assert found.texts == texts
         assert found.starts == starts
+
+
+def test_absent_parts_of_instructions(tmp_path: Path) -> None:
+    items = [
+        {"instruction": "a", "input": None, "output": "b"},
+        {"input": "c", "output": "d"},
+        {"instruction": None, "input": "e", "output": "f"},
+        {"instruction": "g", "output": None},
+        {"instruction": 5, "output": "h"},
+    ]
+    found = read(tmp_path / "x.jsonl", "\n".join(map(json.dumps, items)).encode(), "instructions")
+    assert found.texts[::2] == [
+        "a ### Instruction: ### Response:",
+        " ### Instruction:c ### Response:",
+        " ### Instruction:e ### Response:",
+    ]
+    assert found.texts[1::2] == ["b", "d", "f"]
+    assert [number for number, _ in found.bad_lines] == [4, 5]

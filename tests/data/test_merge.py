@@ -87,7 +87,7 @@ def test_only_what_belongs_together_is_joined(tokenizer: Tokenizer, vocab_path: 
     (tmp_path / "vocab.txt").write_text(vocab_path.read_text(encoding="utf-8") + "more\n", encoding="utf-8")
     larger = build_tokenizer(TokenizerConfig(vocab_path=str(tmp_path / "vocab.txt")))
     other = make(tmp_path, "other", larger)
-    empty = make(tmp_path, "empty", tokenizer, "1/1", content="\n")
+    empty = [make(tmp_path, f"empty{number}", tokenizer, f"{number}/2", content="\n") for number in (1, 2)]
     for paths, message in (
         (parts[:2], "of 3 parts, 3 is missing"),
         ([parts[0], parts[0], parts[1]], "is given twice"),
@@ -97,7 +97,7 @@ def test_only_what_belongs_together_is_joined(tokenizer: Tokenizer, vocab_path: 
         ([*parts, whole], "whole is no part of a corpus"),
         ([whole, flat], r"cannot be joined: their layout differs \(sentences, documents\)"),
         ([whole, other], "cannot be joined: their tokenizer differs"),
-        ([empty], "there is nothing in these token stores"),
+        (empty, "there is nothing in these token stores"),
         ([str(tmp_path / "joined")], "there is no such token store"),
     ):
         with pytest.raises(DataError, match=message):
@@ -105,6 +105,13 @@ def test_only_what_belongs_together_is_joined(tokenizer: Tokenizer, vocab_path: 
         assert not (tmp_path / "joined").exists()
     with pytest.raises(DataError, match="is one of --input_paths"):
         merge(MergeConfig((whole,), whole))
+    with pytest.raises(DataError, match="lies in one of --input_paths"):
+        merge(MergeConfig((whole,), f"{whole}/sub"))
+    vocabulary = Path(whole, "tokenizer", "vocab.txt")
+    vocabulary.write_bytes(vocabulary.read_bytes() + b"more\n")
+    with pytest.raises(DataError, match="files of the tokenizer were changed"):
+        merge(MergeConfig((whole,), str(tmp_path / "joined")))
+    assert not (tmp_path / "joined").exists()
     (tmp_path / "file").write_text("mine", encoding="utf-8")
     with pytest.raises(DataError, match="choose another --output_path"):
         merge(MergeConfig((whole,), str(tmp_path / "file")))
@@ -133,7 +140,15 @@ def test_the_program(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert f"{tmp_path / 'all'}: 3 documents, 7 tokens." in done.stdout
 
 
-def test_a_part_that_is_done_is_not_done_again(tokenizer: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", ["", "\n\n", "\0\n"])
+def test_the_only_part_is_checked_as_the_whole(content: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nothing in this corpus can be used"):
+        make(tmp_path, "part", tokenizer, "1/1", content)
+
+
+def test_a_part_that_is_done_is_not_done_again(
+    tokenizer: Tokenizer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = Path(make(tmp_path, "part", tokenizer, "1/2"))
     before = path.stat().st_ino
     make(tmp_path, "part", tokenizer, "1/2", content=(tmp_path / "corpus.txt").read_text(encoding="utf-8"))
@@ -145,5 +160,11 @@ def test_a_part_that_is_done_is_not_done_again(tokenizer: Tokenizer, tmp_path: P
     report = preprocess(config, "sentences", tokenizer, {})
     assert path.stat().st_ino == before
     assert report.lines_num == TokenStore.open(path).meta["corpus"]["lines_num"]
+    assert f"{path} is done already" in capsys.readouterr().err
+    tokens = next(path.glob("*.tokens"))
+    tokens.write_bytes(tokens.read_bytes()[:-1])
+    preprocess(config, "sentences", tokenizer, {})  # and made again where it is damaged
+    TokenStore.open(path)
+    before = path.stat().st_ino
     preprocess(config, "sentences", tokenizer, {"seq_length": 64})
     assert path.stat().st_ino != before

@@ -12,11 +12,11 @@ import pytest
 import torch
 from stores import PlainTokenizer, write_store
 
-from tencentpretrain.config.data import DataConfig
+from tencentpretrain.config import DataConfig, Options
 from tencentpretrain.data.loader import Loader
-from tencentpretrain.data.mixture import MixtureProcessor, _split
+from tencentpretrain.data.mixture import MixtureProcessor, _split, check_options, open_sources
 from tencentpretrain.data.processors.base import Processor
-from tencentpretrain.errors import ConfigError
+from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.registry import PROCESSORS
 
 SIZES = (30, 90, 10)
@@ -112,3 +112,28 @@ def test_weights_are_read_from_paths(tmp_path: Path) -> None:
     assert _split(str(tmp_path / "c:2")) == (str(tmp_path / "c:2"), None)
     with pytest.raises(ConfigError, match="must be above 0"):
         _split("a:0")
+
+
+def test_a_store_without_documents_is_refused(tmp_path: Path) -> None:
+    write_store(tmp_path / "empty", [], "documents")
+    with pytest.raises(DataError, match="the dataset is empty"):
+        open_sources([str(tmp_path / "empty")])
+
+
+def test_options_in_which_stores_differ_must_be_given(tmp_path: Path) -> None:
+    stores = [write_store(tmp_path / name, [[[9]]], "documents") for name in "ab"]
+    stores[0].options |= {"seq_length": 64, "seed": 5}
+    stores[1].options |= {"seq_length": 32, "seed": 5}
+    with pytest.raises(ConfigError, match=r"--seq_length .* \(64 and 32\)"):
+        check_options(stores, Options("", DataConfig, arguments=[]))
+    check_options(stores, Options("", DataConfig, arguments=["--seq_length", "64"]))
+    del stores[1].options["seq_length"]
+    with pytest.raises(ConfigError, match=r"--seq_length .* \(64 and none\)"):
+        check_options(stores, Options("", DataConfig, arguments=[]))
+
+
+def test_epochs_that_are_alike_are_not_planned_to_be_counted(processors: list[Processor]) -> None:
+    mixture = MixtureProcessor(processors, (0.5, 0.3, 0.2))
+    mixture.plan(50)
+    planned = [len(sizes) for sizes in mixture._sizes]
+    assert planned == [1, 1, 1]

@@ -16,7 +16,8 @@ from test_processors import DOCUMENTS, SHARDS, VOCABULARY, flat, numbered
 
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.processors import Processor
+from tencentpretrain.data import masking, random
+from tencentpretrain.data.processors import Processor, bart, t5
 from tencentpretrain.data.processors.bart import POISSON
 from tencentpretrain.data.processors.chunks import Chunks
 from tencentpretrain.data.processors.t5 import random_spans
@@ -486,6 +487,33 @@ def trimmed(rows: Rows, row: int) -> list[list[int]]:
         used = (rows[f"{side}segment_ids"][row] > 0).sum()
         found.append(np.atleast_1d(array[row])[:used].tolist())
     return found
+
+
+@pytest.mark.parametrize("span_masking", [False, True])
+@pytest.mark.parametrize("name", PURE)
+def test_no_number_is_drawn_for_two_decisions(
+    name: str, span_masking: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Ints] = []
+
+    def bits(*arguments: Any) -> Any:
+        found = random_bits(*arguments)
+        drawn.append(np.unique(found))  # spans decide the same for all of their tokens
+        return found
+
+    processor = make(
+        name,
+        store_for(PURE[name], tmp_path / "store"),
+        seq_length=24,
+        tgt_seq_length=20,
+        span_masking=span_masking,
+    )
+    keys, random_bits = processor.plan(0)[:50], random.bits
+    for module in (random, masking, bart, t5):
+        monkeypatch.setattr(module, "bits", bits)
+    build(processor, keys)
+    numbers = np.concatenate([np.empty(0, np.uint64), *drawn])
+    assert len(np.unique(numbers)) == len(numbers)
 
 
 @pytest.mark.parametrize("name", PURE)

@@ -21,6 +21,7 @@ from tencentpretrain.data import preprocess as module
 from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.writer import PROGRESS, StoreWriter
+from tencentpretrain.errors import DataError
 from tencentpretrain.files import read_json
 from tencentpretrain.tokenizers import Tokenizer
 
@@ -130,7 +131,7 @@ def test_killed_at_random_moments(processes_num: int, tokenizer: Tokenizer, tmp_
 
 def progress_in(tmp_path: Path) -> Iterator[int]:
     for file in tmp_path.glob(f".store.*/{PROGRESS}"):
-        yield read_json(file)["position"][2]
+        yield read_json(file)["points"][-1]["position"][2]
 
 
 def interrupt(config: PreprocessConfig, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,3 +166,36 @@ def test_another_corpus_or_option_begins_anew(
     preprocess(dataclasses.replace(config, processes_num=2), "documents", tokenizer)
     assert "An interrupted run continues after 4 bytes." in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store"]
+
+
+@pytest.mark.parametrize("dedup", [None, "exact"])
+@pytest.mark.parametrize("max_bad_lines", [1000, 20])
+def test_what_was_done_before_a_bad_file_is_kept(
+    dedup: str | None,
+    max_bad_lines: int,
+    tokenizer: Tokenizer,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    corpus(tmp_path / "corpus", 100)
+    bad, good = tmp_path / "corpus" / "zz.txt.gz", gzip.compress(lines(100, 5), compresslevel=0)
+    bad.write_bytes(good[: len(good) // 2])
+    config = config_for(tmp_path, dedup=dedup)
+    for limit in (max_bad_lines, 1000):
+        with pytest.raises(DataError, match="What was done is kept"):
+            preprocess(
+                dataclasses.replace(config, max_bad_lines=limit), "sentences", tokenizer, block_size=60
+            )
+    bad.write_bytes(good)
+    capsys.readouterr()
+    preprocess(config, "sentences", tokenizer, block_size=60)
+    done = sum(file.stat().st_size for file in (tmp_path / "corpus").iterdir()) - len(good)
+    assert f"An interrupted run continues after {done:,} bytes." in capsys.readouterr().err
+    preprocess(
+        dataclasses.replace(config, dataset_path=str(tmp_path / "whole")),
+        "sentences",
+        tokenizer,
+        block_size=60,
+    )
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store", "whole"]

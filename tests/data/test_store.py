@@ -16,7 +16,7 @@ from stores import Documents, documents_in
 
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.writer import StoreWriter, check_replaceable
-from tencentpretrain.errors import DataError
+from tencentpretrain.errors import DataError, UserError
 from tencentpretrain.tokenizers import Tokenizer
 
 SOME: Documents = [[[5, 6], [7]], [[8, 9, 10]], [[11], [12], [13, 14]], [[15]]]
@@ -174,6 +174,11 @@ def cut(path: Path) -> None:
         (lambda path: change_meta(path, format="else"), "its meta.json is of something else"),
         (lambda path: change_meta(path, shards=[]), "do not add up"),
         (lambda path: change_meta(path, shards=[{"files": {}}]), "is damaged"),
+        (lambda path: change_meta(path, corpus=None), "is damaged"),
+        (
+            lambda path: change_meta(path, tokenizer={"kind": "bert", "fingerprint": "0", "vocab_size": "9"}),
+            "is damaged",
+        ),
         (lambda path: change_meta(path, tokens_num=99), "do not add up"),
         (lambda path: change_meta(path, dtype="uint32"), "do not fit each other"),
     ],
@@ -195,6 +200,27 @@ def test_verify_finds_changed_contents(tokenizer: Tokenizer, tmp_path: Path) -> 
     for quick in (False, True):
         with pytest.raises(DataError, match=r"00000.tokens was changed after it was made \(its checksum"):
             store.verify(quick)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: change_meta(path, corpus={"lines_num": 9}), r"meta.json was changed after it was made"),
+        (lambda path: shutil.rmtree(path / "tokenizer"), "tokenizer"),
+        (
+            lambda path: (path / "tokenizer" / "vocab.txt").write_text("[PAD]\n[UNK]\n"),
+            "files of the tokenizer were changed",
+        ),
+    ],
+)
+def test_verify_covers_all_of_a_store(
+    damage: object, message: str, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    write(tmp_path / "store", tokenizer, SOME).verify()
+    assert callable(damage)
+    damage(tmp_path / "store")
+    with pytest.raises(UserError, match=message):
+        TokenStore.open(tmp_path / "store").verify()
 
 
 def test_quick_verification_leaves_out_many_tokens(

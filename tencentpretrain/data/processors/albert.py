@@ -8,17 +8,14 @@ import numpy as np
 
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.data.masking import Masking
-from tencentpretrain.data.processors.base import ROW
 from tencentpretrain.data.processors.bert import BertProcessor, Draft
-from tencentpretrain.data.random import Ints, below, uniform
+from tencentpretrain.data.random import InRow, Ints, Purpose, below, uniform
 from tencentpretrain.registry import PROCESSORS
 
 if TYPE_CHECKING:
     from tencentpretrain.data.store import TokenStore
 
 NGRAMS = (1, 1 / 2, 1 / 3)  # of one, two, three words
-
-_SWAP, _CUT = 8, 9  # further numbers of a row's stream
 
 
 @PROCESSORS.register("albert")
@@ -31,6 +28,7 @@ class AlbertProcessor(BertProcessor):
     """
 
     name = "albert"
+    several_documents = False
 
     def _check(self, store: TokenStore) -> None:
         """Every document will do."""
@@ -44,12 +42,12 @@ class AlbertProcessor(BertProcessor):
         return draft._replace(random=np.zeros_like(draft.random))
 
     def _segments(self, keys: Ints, epochs: Ints) -> tuple[tuple[Ints, Ints], tuple[Ints, Ints], Ints]:
-        store, stream = self.store, self.streams(keys, epochs, ROW)
+        store, stream = self.store, self.streams(keys, epochs, Purpose.ROW)
         draft = self._draft(keys, epochs, store.sentence_ends)
         start, end = store.sentence_starts(keys), store.sentence_ends(draft.end - 1)
-        inside = start + 1 + below(np.maximum(end - start - 1, 0), stream, _CUT)
+        inside = start + 1 + below(np.maximum(end - start - 1, 0), stream, InRow.CUT)
         border = np.where(draft.end == keys + 1, inside, store.sentence_ends(draft.split - 1))
-        swapped = (uniform(stream, _SWAP) < 0.5) & (border < end)
+        swapped = (uniform(stream, InRow.SWAP) < 0.5) & (border < end)
         segments = ((start, border - start), (border, end - border))
         (first, a), (second, b) = (
             (np.where(swapped, other[0], one[0]), np.where(swapped, other[1], one[1]))

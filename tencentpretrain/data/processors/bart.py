@@ -8,10 +8,10 @@ import numpy as np
 
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.masking import Masking
-from tencentpretrain.data.processors.base import MASK, ROW, Arrays, Processor
+from tencentpretrain.data.processors.base import Arrays, Processor
 from tencentpretrain.data.processors.chunks import ChunkRows, Chunks
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, framed, seq2seq_rows
-from tencentpretrain.data.random import Bools, Ints, UInts, below, bits, uniform
+from tencentpretrain.data.random import Bools, InMask, Ints, Purpose, UInts, below, bits, of_columns, uniform
 from tencentpretrain.data.store import unmarked
 from tencentpretrain.registry import PROCESSORS
 
@@ -22,8 +22,6 @@ if TYPE_CHECKING:
 BUDGET = 0.3  # share of the tokens that are hidden
 MEAN_SPAN = 3  # of the Poisson law of the lengths of spans
 POISSON = [math.exp(-MEAN_SPAN) * MEAN_SPAN**length / math.factorial(length) for length in range(11)]
-
-_INSERT, _PLACE = (np.uint64(purpose << 32) for purpose in (1, 2))
 
 
 @PROCESSORS.register("bart")
@@ -63,10 +61,10 @@ class BartProcessor(Processor):
         target = framed(unmarked(chunk.tokens), lengths, width, *self._frame)
         # The rest of a word that was cut begins one: it must not join the sentence it comes to stand behind.
         chunk = chunk._replace(tokens=np.where(chunk.begins, unmarked(chunk.tokens), chunk.tokens))
-        shuffled = _permuted(chunk, self.streams(keys, epochs, ROW))
+        shuffled = _permuted(chunk, self.streams(keys, epochs, Purpose.ROW))
         source, used = framed(shuffled, lengths, width, *self._frame)
         return seq2seq_rows(
-            *self._infilled(source, used, self.streams(keys, epochs, MASK)), *target, self.pad_id
+            *self._infilled(source, used, self.streams(keys, epochs, Purpose.MASK)), *target, self.pad_id
         )
 
     def _infilled(self, rows: Ints, used: Bools, streams: UInts) -> tuple[Ints, Bools]:
@@ -75,9 +73,9 @@ class BartProcessor(Processor):
         # Before each column there is room for one more [MASK].
         added = np.zeros(rows.shape, bool)
         row, column = np.nonzero(begins)
-        stream, counter = streams[row], column.astype(np.uint64)
-        empty = uniform(stream, _INSERT + counter) < self._empty
-        place = 1 + below(used.sum(axis=1)[row] - 1, stream, _PLACE + counter)
+        stream = streams[row]
+        empty = uniform(stream, of_columns(InMask.EMPTY_SPAN, column)) < self._empty
+        place = 1 + below(used.sum(axis=1)[row] - 1, stream, of_columns(InMask.EMPTY_PLACE, column))
         added[row[empty], place[empty]] = True
         kept = used & (begins | ~hidden)
         added &= np.cumsum(added, axis=1) <= rows.shape[1] - kept.sum(axis=1, keepdims=True)

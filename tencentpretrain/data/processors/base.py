@@ -11,7 +11,7 @@ import numpy.typing as npt
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.masking import Masking
-from tencentpretrain.data.random import Ints, UInts, streams
+from tencentpretrain.data.random import Ints, Purpose, UInts, streams
 from tencentpretrain.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Arrays = dict[str, npt.NDArray[Any]]
 
-ROW, MASK = 0, 1  # what a stream of random numbers is for
+EMPTY = "the dataset is empty; make it with preprocess.py from a corpus with text."
 
 
 def padding_of(field: str, pad_id: int) -> int:
@@ -55,13 +55,13 @@ class Processor:
     two_vocabularies: ClassVar[bool] = False  # whether its two texts may have a tokenizer each
     roles: ClassVar[tuple[str, ...]] = ()  # the special tokens it puts into rows
     shortest: ClassVar[int] = 4  # the least seq_length
+    several_documents: ClassVar[bool] = False  # whether it needs more than one
+    plans_differ: ClassVar[bool] = False  # whether epochs consist of different samples
     masks_words: ClassVar[bool] = False  # whether it hides tokens, with whole_word_masking whole words
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         if store.documents_num == 0:
-            raise DataError(
-                f"{store.path}: the dataset is empty; make it with preprocess.py from a corpus with text."
-            )
+            raise DataError(f"{store.path}: {EMPTY}")
         if store.layout not in self.readable:
             raise DataError(
                 f"{store.path}: the dataset has the layout '{store.layout}', data processor '{self.name}' "
@@ -117,7 +117,7 @@ class Processor:
         """The number of the drawing an epoch uses: its own, or one of `dup_factor` in turn."""
         return epochs if self.config.dup_factor is None else epochs % self.config.dup_factor
 
-    def streams(self, keys: Ints, epochs: Any, purpose: int) -> UInts:
+    def streams(self, keys: Ints, epochs: Any, purpose: Purpose) -> UInts:
         """The randomness of each sample, [B]."""
         return streams(self.config.seed, purpose, self.draw(epochs), keys)
 

@@ -7,15 +7,13 @@ import numpy as np
 
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.processors.base import (
-    MASK,
-    ROW,
     Arrays,
     Processor,
     first_at_least,
     fit_pair,
     pair_rows,
 )
-from tencentpretrain.data.random import Bools, Ints, UInts, below, heads, streams, uniform
+from tencentpretrain.data.random import Bools, InRow, Ints, Purpose, UInts, below, heads, streams, uniform
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import PROCESSORS
 
@@ -24,9 +22,6 @@ if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
 
 _CHUNK = 1 << 18  # sentences planned at a time
-
-# What the numbers of a row's stream decide.
-_SHORT, _LENGTH, _SPLIT, _PAIR, _DOCUMENT, _SENTENCE, _FRONT_A, _FRONT_B = range(8)
 
 
 class Draft(NamedTuple):
@@ -44,7 +39,9 @@ class BertProcessor(Processor):
 
     Sentences of a document are gathered until a sample is full, and split in two at random; in half of the
     samples the second segment is replaced by text from a random document. A sample's key is its first
-    sentence: all it consists of is drawn for that sentence, and with it where the next sample begins.
+    sentence: all it consists of is drawn for that sentence, and with it where the next sample begins. That is
+    why short_seq_prob is the probability of a short sample; the published code draws a length once for all
+    samples of a document.
     """
 
     name = "bert"
@@ -53,6 +50,8 @@ class BertProcessor(Processor):
     provides = ("input_ids", "segment_ids", "mlm_labels", "sp_labels")
     roles = ("cls", "sep", "mask")
     masks_words = True
+    several_documents = True
+    plans_differ = True
     shortest = 5
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
@@ -107,7 +106,7 @@ class BertProcessor(Processor):
         """Where the two segments start, their lengths before they are made to fit, and the labels of sp."""
         store = self.store
         draft = self._draft(keys, epochs, store.sentence_ends)
-        stream = self.streams(keys, epochs, ROW)
+        stream = self.streams(keys, epochs, Purpose.ROW)
         first = store.sentence_starts(keys)
         first_length = store.sentence_ends(draft.split - 1) - first
         second, second_end = self._random_text(keys, draft.target - first_length, stream)
@@ -119,35 +118,35 @@ class BertProcessor(Processor):
         self, keys: Ints, epochs: Ints, starts: tuple[Ints, Ints], lengths: tuple[Ints, Ints]
     ) -> Arrays:
         """Rows of two segments, given by where they start and their lengths in tokens, with hidden tokens."""
-        stream = self.streams(keys, epochs, ROW)
+        stream = self.streams(keys, epochs, Purpose.ROW)
         # What is too much goes from the longer segment, token by token, from its front or its back.
         fitted = fit_pair(*lengths, self._room)
-        first = starts[0] + heads(lengths[0] - fitted[0], streams(stream, _FRONT_A))
-        second = starts[1] + heads(lengths[1] - fitted[1], streams(stream, _FRONT_B))
+        first = starts[0] + heads(lengths[0] - fitted[0], streams(stream, InRow.FRONT_A))
+        second = starts[1] + heads(lengths[1] - fitted[1], streams(stream, InRow.FRONT_B))
         input_ids, segment_ids = pair_rows(self, (first, second), fitted)
-        seen, labels = self._masking(input_ids, self.streams(keys, epochs, MASK))
+        seen, labels = self._masking(input_ids, self.streams(keys, epochs, Purpose.MASK))
         return {"input_ids": seen, "segment_ids": segment_ids, "mlm_labels": labels}
 
     def _draft(self, first: Ints, epochs: Ints, sentence_ends: Callable[[Ints], Ints]) -> Draft:
         """What the samples consist of that begin with the sentences `first` [B]."""
-        store, stream = self.store, self.streams(first, epochs, ROW)
-        short = uniform(stream, _SHORT) < self.config.short_seq_prob
-        target = np.where(short, 2 + below(self._room - 1, stream, _LENGTH), self._room)
+        store, stream = self.store, self.streams(first, epochs, Purpose.ROW)
+        short = uniform(stream, InRow.SHORT) < self.config.short_seq_prob
+        target = np.where(short, 2 + below(self._room - 1, stream, InRow.LENGTH), self._room)
         document_end = store.document_ends(store.document_of_sentence(first))
         # Sentences have at least one token, so `target` of them are enough.
         high = np.minimum(first + target, document_end) - 1
         end = first_at_least(sentence_ends, first, high, store.sentence_starts(first) + target) + 1
-        split = first + 1 + below(np.maximum(end - first - 1, 1), stream, _SPLIT)
-        random = (end == first + 1) | (uniform(stream, _PAIR) < 0.5)
+        split = first + 1 + below(np.maximum(end - first - 1, 1), stream, InRow.SPLIT)
+        random = (end == first + 1) | (uniform(stream, InRow.PAIR) < 0.5)
         return Draft(target, split, end, random)
 
     def _random_text(self, keys: Ints, wanted: Ints, stream: UInts) -> tuple[Ints, Ints]:
         """Start and end of `wanted` [B] tokens or more, in whole sentences, from a random other document."""
         store = self.store
-        document = below(store.documents_num - 1, stream, _DOCUMENT)
+        document = below(store.documents_num - 1, stream, InRow.DOCUMENT)
         document += document >= store.document_of_sentence(keys)
         low, high = store.document_starts(document), store.document_ends(document)
-        sentence = low + below(high - low, stream, _SENTENCE)
+        sentence = low + below(high - low, stream, InRow.SENTENCE)
         start = store.sentence_starts(sentence)
         last = first_at_least(store.sentence_ends, sentence, high - 1, start + wanted)
         return start, store.sentence_ends(last)

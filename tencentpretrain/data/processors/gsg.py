@@ -6,10 +6,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.processors.base import ROW, Arrays, Processor
+from tencentpretrain.data.processors.base import Arrays, Processor
 from tencentpretrain.data.processors.chunks import ChunkRows, Chunks
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, framed, seq2seq_rows
-from tencentpretrain.data.random import Bools, Ints, UInts, uniform
+from tencentpretrain.data.random import Bools, Ints, Purpose, UInts, uniform
 from tencentpretrain.registry import PROCESSORS
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class GsgProcessor(Processor):
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         chunk, width = self._chunks.rows(keys), self.config.seq_length
-        gaps = self._gaps(chunk, self.streams(keys, epochs, ROW))
+        gaps = self._gaps(chunk, self.streams(keys, epochs, Purpose.ROW))
         hidden = np.take_along_axis(gaps, chunk.sentence, axis=1) & chunk.used
         seen = np.where(chunk.begins & hidden, self.tokenizer.require("mask"), chunk.tokens)
         source, used = compact(seen, chunk.used & (chunk.begins | ~hidden), self.pad_id)

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.processors.base import MASK, Arrays, Processor
+from tencentpretrain.data.processors.base import Arrays, Processor
 from tencentpretrain.data.processors.stream import Stream
-from tencentpretrain.data.random import Ints
+from tencentpretrain.data.random import Ints, Purpose
 from tencentpretrain.registry import PROCESSORS
 
 if TYPE_CHECKING:
@@ -73,6 +73,6 @@ class MlmProcessor(PieceProcessor):
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         rows, lengths = self.pieces(keys)
-        seen, labels = self._masking(rows, self.streams(keys, epochs, MASK))
+        seen, labels = self._masking(rows, self.streams(keys, epochs, Purpose.MASK))
         segment_ids = (np.arange(rows.shape[1]) < lengths[:, None] + 2).astype(np.int64)
         return {"input_ids": seen, "segment_ids": segment_ids, "mlm_labels": labels}

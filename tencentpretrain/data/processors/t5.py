@@ -6,10 +6,10 @@ import numpy as np
 
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.masking import BUDGET
-from tencentpretrain.data.processors.base import MASK, Arrays
+from tencentpretrain.data.processors.base import Arrays
 from tencentpretrain.data.processors.mlm import PieceProcessor
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, seq2seq_rows
-from tencentpretrain.data.random import Bools, Ints, UInts, below, bits
+from tencentpretrain.data.random import Bools, InT5, Ints, Purpose, UInts, below, bits, of_columns
 from tencentpretrain.data.store import unmarked
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import PROCESSORS
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from tencentpretrain.tokenizers.base import Tokenizer
 
 MEAN_SPAN = 3  # tokens
-
-_HIDDEN, _SHOWN, _BEGIN = (np.uint64(purpose << 32) for purpose in range(3))
 
 
 @PROCESSORS.register("t5")
@@ -52,7 +50,7 @@ class T5Processor(PieceProcessor):
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         rows, lengths = self.pieces(keys)
         used = np.arange(rows.shape[1]) < lengths[:, None] + 2
-        streams = self.streams(keys, epochs, MASK)
+        streams = self.streams(keys, epochs, Purpose.MASK)
         if self._chosen_as_for_mlm:
             hidden, begins = self._masking.choose(rows, streams)
             rows = unmarked(rows)
@@ -100,8 +98,8 @@ def random_spans(lengths: Ints, width: int, streams: UInts) -> Bools:
     hidden_num = np.minimum(np.maximum(np.rint(lengths * BUDGET).astype(np.int64), 1), lengths)
     shown_num = lengths - hidden_num
     spans_num = np.clip(np.rint(hidden_num / MEAN_SPAN).astype(np.int64), 1, np.maximum(shown_num, 1))
-    hidden_span = _composition(hidden_num, spans_num, width, streams, _HIDDEN)
-    shown_span = _composition(shown_num, spans_num, width, streams, _SHOWN)
+    hidden_span = _composition(hidden_num, spans_num, width, streams, InT5.HIDDEN)
+    shown_span = _composition(shown_num, spans_num, width, streams, InT5.SHOWN)
     columns = np.arange(width)
     row, token = np.nonzero(columns < hidden_num[:, None])
     # A hidden token stands behind the shown ones of its span's number and of those before.
@@ -110,16 +108,16 @@ def random_spans(lengths: Ints, width: int, streams: UInts) -> Bools:
     ahead = np.searchsorted(keys[real], hidden_span[row, token] + (width + 1) * row, side="right")
     first = np.cumsum(shown_num) - shown_num
     chosen = np.zeros((len(lengths), width), bool)
-    begin = below(lengths, streams, _BEGIN)
+    begin = below(lengths, streams, of_columns(InT5.BEGIN, np.array([0])))
     chosen[row, (token + ahead - first[row] + begin[row]) % lengths[row]] = True
     return chosen
 
 
-def _composition(total: Ints, parts: Ints, width: int, streams: UInts, purpose: np.uint64) -> Ints:
+def _composition(total: Ints, parts: Ints, width: int, streams: UInts, purpose: InT5) -> Ints:
     """The part, from 0, that each of `total` [B] things belongs to, [B, width]: all compositions alike."""
     columns = np.arange(width)
     # Cuts are the places with the smallest random numbers, of those behind a thing that is not the last.
-    numbers = bits(streams[:, None], purpose + columns.astype(np.uint64)) >> np.uint64(1)
+    numbers = bits(streams[:, None], of_columns(purpose, columns)) >> np.uint64(1)
     possible = columns < total[:, None] - 1
     order = np.argsort(np.where(possible, numbers, np.uint64(2**63)), axis=1)
     cut = np.zeros((len(total), width), np.int64)

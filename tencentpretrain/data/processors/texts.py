@@ -6,9 +6,9 @@ import numpy as np
 
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.processors.base import MASK, Arrays, Processor, fit_pair, pair_rows
+from tencentpretrain.data.processors.base import Arrays, Processor, fit_pair, pair_rows
 from tencentpretrain.data.processors.seq2seq import FIELDS, framed, seq2seq_rows
-from tencentpretrain.data.random import Bools, Ints
+from tencentpretrain.data.random import Bools, Ints, Purpose
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import PROCESSORS
 
@@ -67,7 +67,7 @@ class ClsMlmProcessor(ClsProcessor):
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         arrays = super().build(keys, epochs)
-        seen, labels = self._masking(arrays["input_ids"], self.streams(keys, epochs, MASK))
+        seen, labels = self._masking(arrays["input_ids"], self.streams(keys, epochs, Purpose.MASK))
         return arrays | {"input_ids": seen, "mlm_labels": labels}
 
 
