@@ -28,6 +28,7 @@ from stores import FIRST_ORDINARY, Documents, documents_in
 from tencentpretrain.config import PreprocessConfig
 from tencentpretrain.data import preprocess as module
 from tencentpretrain.data import writer
+from tencentpretrain.data.corpora import PROMPT
 from tencentpretrain.data.merge import MergeConfig, merge
 from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.data.store import TokenStore
@@ -144,6 +145,42 @@ def test_every_document_once_for_any_blocks_parts_and_processes(
     if layout == "labelled":
         labels = [number % 4 for file in files for number in range(len(file))]
         assert store.labels_at(np.arange(store.documents_num)).tolist() == labels
+    shutil.rmtree(path)
+
+
+@given(
+    pairs=st.lists(st.tuples(words, words), min_size=1, max_size=12),
+    layout=st.sampled_from(["pairs", "instructions"]),
+    form=st.sampled_from(["text", "gzip", "zstd"]),
+    block_size=st.integers(1, 200),
+    parts_num=st.sampled_from([1, 3]),
+)
+@settings(max_examples=5, deadline=None)
+def test_every_document_of_two_texts_once(
+    pairs: list[tuple[list[int], list[int]]],
+    layout: str,
+    form: str,
+    block_size: int,
+    parts_num: int,
+    tokenizer: Tokenizer,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    path = tmp_path_factory.mktemp("two")
+    texts = [(" ".join(map(str, first)), " ".join(map(str, second))) for first, second in pairs]
+    if layout == "pairs":
+        lines = ["\t".join(pair) for pair in texts]
+    else:
+        lines = [json.dumps({"instruction": first, "output": second}) for first, second in texts]
+        texts = [(PROMPT.format(instruction=first, input=""), second) for first, second in texts]
+    write_file(path / "corpus.txt", "\n".join(lines).encode(), form, [])
+    parts = tuple(str(path / f"part{number}") for number in range(1, parts_num + 1))
+    for number, part in enumerate(parts, start=1):
+        config = PreprocessConfig(
+            corpus_path=(str(path / "corpus.txt"),), dataset_path=part, shard=f"{number}/{parts_num}"
+        )
+        preprocess(config, layout, tokenizer, block_size=block_size)
+    store = merge(MergeConfig(parts, str(path / "store")))
+    assert documents_in(store) == [[tokenizer.encode(text) for text in pair] for pair in texts]
     shutil.rmtree(path)
 
 
