@@ -97,7 +97,7 @@ def test_contradictions_are_all_named(tmp_path: Path) -> None:
     write_description(tmp_path / "model.bin", CONFIG, tokenizer, labels_num=3)
     description = read_description(tmp_path / "model.bin")
     other = dataclasses.replace(
-        CONFIG, heads_num=4, layernorm="rms", mask="causal", layernorm_eps=1e-6, dropout=0.3
+        CONFIG, heads_num=4, layernorm="rms", mask="causal", layernorm_eps=1e-6, dropout=0.3, pooling="mean"
     )
     another = tokenizer_of(tmp_path / "another", "c")
     with pytest.raises(ConfigError) as caught:

@@ -46,7 +46,7 @@ def memory(
     def build() -> nn.Module:
         model = build_model(CONFIG, VOCABULARY)
         if recompute:
-            checkpoint_activations(model)
+            checkpoint_activations(model, 1)
         return model
 
     ids = torch.ones(rows, 64, dtype=torch.int64)
