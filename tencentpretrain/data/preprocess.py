@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -467,6 +468,7 @@ def _results(
             executor.submit(int)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        _end_together(executor)
         yield _in_order(every_block, executor, processes_num)
     except BrokenProcessPool:
         raise DataError(
@@ -474,6 +476,23 @@ def _results(
         ) from None
     finally:
         executor.shutdown(cancel_futures=True)
+
+
+def _end_together(executor: concurrent.futures.ProcessPoolExecutor) -> None:
+    """Let no process wait for one that was killed.
+
+    If that happens while it hands over a result, half of it stays in the pipe, whose lock stays taken, and
+    the executor waits for the rest for ever. So the others end too, and the pipe ends with them.
+    """
+    workers = list(executor._processes.values())
+    executor._result_queue._writer.close()  # type: ignore[attr-defined]
+
+    def watch() -> None:
+        wait([worker.sentinel for worker in workers])
+        for worker in workers:
+            worker.kill()
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _in_order(

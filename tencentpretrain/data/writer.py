@@ -213,7 +213,7 @@ class StoreWriter:
         kept = {PROGRESS, *(name for entry in self._closed for name in entry["files"])}
         current = f"{len(self._closed):05d}" if self._shard is not None else None
         for entry in self.directory.iterdir():
-            ours = OWN_FILES.fullmatch(entry.name) or entry.name.startswith(f".{PROGRESS}.")
+            ours = OWN_FILES.fullmatch(entry.name) or re.fullmatch(r"\..+\.\d+\.tmp", entry.name)
             if ours and entry.name not in kept and entry.stem != current:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 

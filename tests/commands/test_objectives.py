@@ -203,13 +203,12 @@ def test_lines_that_are_no_instructions(
     lacking = "expected a JSON object with a text under"
     for line in (
         f'1: {lacking} "output"',
-        f'2: {lacking} "instruction"',
         "3: not JSON",
         "4: expected a JSON object, but is list instead",
         f'5: {lacking} "instruction"',
     ):
         assert f"line {line}" in told
-    assert TokenStore.open("dataset").documents_num == 1
+    assert TokenStore.open("dataset").documents_num == 2  # an answer may have no instruction, as published
     with pytest.raises(DataError, match="nothing in this corpus can be used") as message_of_all:
         run("preprocess.py", monkeypatch, "--corpus_path", "documents.txt", "--dataset_path", "other",
             "--vocab_path", "vocab.txt", "--data_processor", "llm_pretrain")  # fmt: skip
