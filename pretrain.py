@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from tencentpretrain.errors import run_program
+from tencentpretrain.training.dry_run import dry_run
 from tencentpretrain.training.engines.processes import Place, run_processes
-from tencentpretrain.training.pretraining import dry_run, make_trainer, read_settings
+from tencentpretrain.training.pretraining import make_trainer
 from tencentpretrain.training.report import start_logging
+from tencentpretrain.training.settings import read_settings
 
 
 def main() -> None:

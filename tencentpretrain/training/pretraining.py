@@ -1,9 +1,8 @@
-"""How a pre-training run is put together from its options."""
+"""How a pre-training run is put together from its settings."""
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import logging
@@ -15,261 +14,28 @@ from typing import Any
 
 import torch
 
-from tencentpretrain.config import (
-    DataConfig,
-    DeepSpeedConfig,
-    ModelConfig,
-    OptimizationConfig,
-    Options,
-    PretrainConfig,
-    RunConfig,
-    TargetTokenizerConfig,
-    TokenizerConfig,
-    as_json,
-    json_options,
-    options_of,
-)
+from tencentpretrain.config import as_json
 from tencentpretrain.data.loader import LoadedBatch, Loader
-from tencentpretrain.data.mixture import MixtureProcessor, Source, check_options, open_sources
+from tencentpretrain.data.mixture import MixtureProcessor, Source
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.words import is_chinese
-from tencentpretrain.description import check_against_description, make_description, read_description
+from tencentpretrain.description import make_description
 from tencentpretrain.errors import ConfigError, DataError, UserError
-from tencentpretrain.files import check_not_input
-from tencentpretrain.model import Model, build_model, check_provided, length_problems
-from tencentpretrain.registry import ENCODERS, PROCESSORS, load_plugins
-from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
+from tencentpretrain.model import Model, build_model
+from tencentpretrain.registry import PROCESSORS
 from tencentpretrain.training.average import drop_average
 from tencentpretrain.training.checkpoint import Checkpoints, State
-from tencentpretrain.training.engines import (
-    DDPEngine,
-    DeepSpeedEngine,
-    DeepSpeedSetup,
-    Engine,
-    FSDPEngine,
-    Place,
-    SingleEngine,
-    choose_engine,
-    read_deepspeed_config,
-)
-from tencentpretrain.training.engines.base import DTYPES
-from tencentpretrain.training.estimate import (
-    Cost,
-    measure_cost,
-    parameters_num,
-    parts_of,
-    state_bytes,
-    tokens_num,
-)
-from tencentpretrain.training.memory import (
-    Memory,
-    free_memory,
-    full_batch,
-    largest_batch,
-    measure_memory,
-    program_memory,
-)
+from tencentpretrain.training.engines import DDPEngine, DeepSpeedEngine, Engine, FSDPEngine, SingleEngine
+from tencentpretrain.training.estimate import Cost, measure_cost, parameters_num, tokens_num
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.profiling import Profiling
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
+from tencentpretrain.training.settings import Settings
 from tencentpretrain.training.trainer import Plan, Trainer
 from tencentpretrain.weights import load_weights
 
 log = logging.getLogger("tencentpretrain")
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What was asked for, resolved and checked, and the dataset it is about.
-
-    Attributes:
-        vocab_sizes: rows of the word embeddings of both sides; pre-trained weights may have more than tokens.
-    """
-
-    model: ModelConfig
-    data: DataConfig
-    optimization: OptimizationConfig
-    run: RunConfig
-    pretrain: PretrainConfig
-    sources: tuple[Source, ...]
-    labels_num: int | None
-    vocab_sizes: tuple[int, int]
-    notes: list[str]
-    place: Place
-    engine: str
-    deepspeed: DeepSpeedSetup | None  # with that engine
-
-    @property
-    def store(self) -> TokenStore:
-        """The first of the datasets; all have its tokenizer."""
-        return self.sources[0].store
-
-    @property
-    def batch_size(self) -> int:
-        """Samples (rows, where they are packed) of one update, of all ranks."""
-        return self.run.batch_size * self.pretrain.accumulation_steps * self.place.world_size
-
-    @property
-    def configs(self) -> tuple[Any, ...]:
-        return self.model, self.data, self.optimization, self.run, self.pretrain
-
-
-def read_settings(arguments: Sequence[str] | None = None) -> Settings:
-    """Options of the command line, the JSON file, what lies beside pre-trained weights, and the dataset.
-
-    Raises:
-        UserError: with what is wrong; nothing was written.
-    """
-    concerns = (
-        ModelConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig, DeepSpeedConfig,
-        TokenizerConfig, TargetTokenizerConfig,
-    )  # fmt: skip
-    options = Options("Pre-train a model on a token store.", *concerns, arguments=arguments)
-    output, pretrained = options.get("output_model_path"), options.get("pretrained_model_path")
-    check_not_input(Path(output), "--output_model_path", {"pretrained_model_path": pretrained})
-    description = read_description(pretrained) if pretrained else None
-    if description is None or options.given("config_path"):
-        options.add_json(options.get("config_path"), json_options())
-    if description is not None:
-        load_plugins(tuple(description.get("plugins", ())))
-        known = {*options_of(ModelConfig), "plugins"}
-        options.add_layer(pretrained, {name: value for name, value in description.items() if name in known})
-    sources = open_sources(options.get("dataset_path"))
-    for source in sources:
-        source.store.verify(quick=not options.get("verify_dataset"))
-    store = sources[0].store
-    own = _tokenizer_options("", store.tokenizer) | _tokenizer_options("tgt_", store.tgt_tokenizer)
-    check_options([source.store for source in sources], options)
-    options.add_layer(f"{store.path}/meta.json", store.options | own)
-    model, data, optimization, run, pretrain, deepspeed, tokenizer, tgt_tokenizer = options.build(*concerns)
-    _check_tokenizer(store, store.tokenizer, tokenizer, "", options)
-    _check_tokenizer(store, store.tgt_tokenizer, tgt_tokenizer.as_tokenizer_config(), "tgt_", options)
-    if description is not None:
-        check_against_description(
-            model, description, pretrained, tokenizer=store.tokenizer, tgt_tokenizer=store.tgt_tokenizer
-        )
-    processor = PROCESSORS[data.data_processor]
-    check_provided(model, processor.provides, data.data_processor)
-    target = processor.target_length, getattr(data, processor.target_length)
-    problems = length_problems(model, data.seq_length, target)
-    if data.packing:
-        problems += packing_problems(model)
-    if model.prefix_lm_loss and "lm" in model.target and not processor.second_segment:
-        problems.append(
-            f"`prefix_lm_loss` counts the second segment, which processor '{data.data_processor}' does not "
-            "have; 'prefixlm' and 'llm_sft' do."
-        )
-    if problems:
-        raise ConfigError(problems)
-    labels_num = _labels_num([source.store for source in sources], pretrain.labels_num)
-    place = _place(pretrain, deepspeed.local_rank)
-    engine = choose_engine(run.engine, place.world_size, deepspeed.deepspeed)
-    setup = _deepspeed_setup(deepspeed, optimization, run, pretrain, place) if engine == "deepspeed" else None
-    if setup is None and (deepspeed.deepspeed_config or deepspeed.enable_zero3):
-        raise ConfigError(
-            f"--deepspeed_config and --enable_zero3 need --deepspeed, but the engine is {engine}."
-        )
-    beside = description or {}
-    rows = int(beside.get("vocab_size", 0)), int(beside.get("tgt_vocab_size", beside.get("vocab_size", 0)))
-    tokens = store.tokenizer.vocab_size, store.tgt_tokenizer.vocab_size
-    vocab_sizes = max(rows[0], tokens[0]), max(rows[1], tokens[1])
-    return Settings(
-        model, data, optimization, run, pretrain, sources, labels_num, vocab_sizes, options.notes, place,
-        engine, setup,
-    )  # fmt: skip
-
-
-def _deepspeed_setup(
-    deepspeed: DeepSpeedConfig,
-    optimization: OptimizationConfig,
-    run: RunConfig,
-    pretrain: PretrainConfig,
-    place: Place,
-) -> DeepSpeedSetup:
-    """What its configuration file says, with what our options decide."""
-    batch_size = run.batch_size * pretrain.accumulation_steps * place.world_size
-    decided: dict[str, tuple[Any, str]] = {
-        "train_micro_batch_size_per_gpu": (run.batch_size, "--batch_size"),
-        "gradient_accumulation_steps": (pretrain.accumulation_steps, "--accumulation_steps"),
-        "train_batch_size": (batch_size, "--batch_size × --accumulation_steps × processes"),
-        "gradient_clipping": (optimization.max_grad_norm, "--max_grad_norm"),
-        "optimizer.params.lr": (optimization.learning_rate, "--learning_rate"),
-        "optimizer.params.weight_decay": (optimization.weight_decay, "--weight_decay"),
-        "optimizer.params.betas": ([optimization.beta1, optimization.beta2], "--beta1 --beta2"),
-        "optimizer.params.eps": (optimization.adam_eps, "--adam_eps"),
-    }
-    if deepspeed.enable_zero3:
-        decided["zero_optimization.stage"] = (3, "--enable_zero3")
-    return read_deepspeed_config(Path(deepspeed.path), decided, run.precision, optimization.optimizer)
-
-
-def _place(pretrain: PretrainConfig, local_rank: int | None) -> Place:
-    place = Place.here()
-    if local_rank is not None and (place is None or place.local_rank != local_rank):
-        raise ConfigError(
-            f"--local_rank is {local_rank}, but LOCAL_RANK of the environment is "
-            f"{'not there' if place is None else place.local_rank}; both are for a launcher to give."
-        )
-    if place is None:  # the only process, or the one that will start those of this machine
-        return Place(world_size=pretrain.world_size)
-    if pretrain.world_size not in (1, place.world_size):
-        raise ConfigError(
-            f"--world_size is {pretrain.world_size}, but {place.world_size} processes were started; leave it "
-            "out."
-        )
-    return place
-
-
-def packing_problems(model: ModelConfig) -> list[str]:
-    """Why rows of several samples would not be kept apart by a model; empty: they are."""
-    problems = []
-    if not getattr(ENCODERS[model.encoder], "keeps_documents_apart", False):
-        problems.append(
-            f"--packing: encoder '{model.encoder}' cannot keep the samples of a row apart; 'transformer' can."
-        )
-    if model.pooling != "first" and {"sp", "cls"} & set(model.target):
-        problems.append(
-            f"--packing needs `pooling` first, a sample's first token, but it is {model.pooling}."
-        )
-    return problems
-
-
-def _tokenizer_options(prefix: str, tokenizer: Tokenizer) -> dict[str, Any]:
-    """The dataset's own tokenizer options, so that giving its vocabulary alone gives its tokenizer."""
-    names = {field.name for field in dataclasses.fields(TokenizerConfig)}
-    own = {f"{prefix}{name}": value for name, value in tokenizer.options.items() if name in names}
-    return {f"{prefix}tokenizer": tokenizer.kind, **own}
-
-
-def _check_tokenizer(
-    store: TokenStore, own: Tokenizer, config: TokenizerConfig | None, prefix: str, options: Options
-) -> None:
-    """Refuse options, those with `prefix`, of another tokenizer than the store's own one of that side."""
-    names = options_of(TargetTokenizerConfig if prefix else TokenizerConfig)
-    said = {name: options.get(name) for name in names if options.given(name)}
-    paths = [] if config is None else [path for path in (config.vocab_path, config.spm_model_path) if path]
-    if config is not None and paths:
-        same = build_tokenizer(config).fingerprint == own.fingerprint
-    else:
-        known = _tokenizer_options(prefix, own)
-        same = all(known.get(name) == value for name, value in said.items())
-    if not same:
-        given = [f"--{name} {value}" for name, value in said.items()] or paths
-        directory = store.path / (f"{prefix}tokenizer" if f"{prefix}tokenizer" in store.meta else "tokenizer")
-        side = " for the decoder's side" if prefix else ""
-        raise DataError(
-            f"{store.path} was made with another tokenizer{side} (its own: {own.kind}, {own.vocab_size} "
-            f"tokens, {directory}) than the one given ({' '.join(given)}). Leave the tokenizer options out, "
-            "or make the dataset again with preprocess.py."
-        )
-
-
-def _labels_num(stores: Sequence[TokenStore], given: int | None) -> int | None:
-    store = max(stores, key=lambda store: store.labels_num)
-    if given is not None and given < store.labels_num:
-        raise DataError(f"--labels_num is {given}, but {store.path} has labels up to {store.labels_num - 1}.")
-    return given or store.labels_num or None
 
 
 def fresh_model(settings: Settings, place: Callable[[Model], None] | None = None) -> Model:
@@ -472,13 +238,13 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
         trainer.restore(state.path, checkpoints.load(state, publish=engine.rank == 0))
         if not settings.optimization.ema_decay:
             drop_average(engine.optimizer)
-    log.info(f"resume: {_resume_line(pretrain.resume, state)}")
+    log.info(f"resume: {resume_line(pretrain.resume, state)}")
     if pretrain.profile and engine.rank == 0:
         Profiling(trainer, log_dir)
     return trainer
 
 
-def _resume_line(resume: str, state: State | None) -> str:
+def resume_line(resume: str, state: State | None) -> str:
     if state is not None:
         return f"continuing from step {state.step}, {state.path}"
     why = "--resume never" if resume == "never" else "there is no earlier training state"
@@ -540,76 +306,3 @@ def cost_of_first_batch(settings: Settings, engine: Engine) -> tuple[Cost, Loade
 def flops_per_token(settings: Settings, engine: Engine) -> float:
     cost, loaded = cost_of_first_batch(settings, engine)
     return cost.flops / tokens_num(loaded.batch)
-
-
-def dry_run(settings: Settings) -> str:
-    """What would be trained, and what it would cost; nothing is written, no other process is met."""
-    pretrain, engine = settings.pretrain, make_engine(settings)
-    with torch.device("meta"):
-        model = fresh_model(settings)
-    loader = make_loader(settings, settings.sources, engine, workers_num=0)
-    held_out = validation_source(settings)
-    validation = make_loader(settings, held_out, engine, workers_num=0) if held_out else None
-    cost, loaded = cost_of_first_batch(settings, engine)
-    total = parameters_num(model)
-    states = state_bytes(total, settings.optimization.optimizer)
-    state = make_checkpoints(settings, engine.precision).find(pretrain.resume)
-    options = as_json(*settings.configs).items()
-    batches = pretrain.accumulation_steps * settings.place.world_size
-    lines = [
-        *settings.notes, *engine.decisions(), f"model: {describe_model(settings, model)}", "modules:",
-        *(f"  {name:24s} {parameters_num(module):>14,d}" for name, module in parts_of(model)),
-        *describe_data(settings, loader, validation), f"resume: {_resume_line(pretrain.resume, state)}",
-        f"step: {batches} × {settings.run.batch_size} samples, about "
-        f"{loaded.tokens * batches:,} tokens without padding, {cost.flops * batches / 1e9:,.1f} GFLOP",
-        *describe_memory(settings, engine, loaded),
-        f"disk: {(states - 4 * total) / 1e9:.2f} GB a training state, {pretrain.keep_checkpoints} are kept",
-        "options:", *(f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in options),
-    ]  # fmt: skip
-    return "\n".join(lines)
-
-
-def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> list[str]:
-    """What each process needs, and whether its device has it."""
-    pretrain, rows = settings.pretrain, settings.run.batch_size
-    target = PROCESSORS[settings.data.data_processor].target_length
-    tgt_length = getattr(settings.data, target) if settings.model.decoder is not None else None
-
-    def build() -> Model:
-        model = fresh_model(settings)
-        if pretrain.activation_checkpointing:
-            checkpoint_activations(model, pretrain.checkpointed_layers)
-        return model
-
-    def measure(rows: int) -> Memory:
-        memory = measure_memory(
-            build,
-            partial(make_optimizer, config=settings.optimization),
-            full_batch(loaded.batch, rows, settings.data.seq_length, tgt_length),
-            engine.device,
-            DTYPES.get(engine.precision),
-            accumulation=pretrain.accumulation_steps > 1,
-            gradients_stay=settings.place.world_size > 1,
-        )
-        return memory.shared(settings.place.world_size) if engine.sharded else memory
-
-    memory, room, program = measure(rows), free_memory(engine.device), 0
-    if engine.device.type == "cpu":  # the processes of this machine share it, and the program itself counts
-        program, room = program_memory(), room // len(pretrain.local_ranks)
-    largest = largest_batch(measure, rows, memory, room)
-    title = f"{engine.device} has {room / 1e9:.2f} GB free for each process"
-    if largest >= rows:
-        fits = f"fits: {title}, enough for --batch_size {largest}"
-    elif largest:
-        fits = f"does not fit: {title}, enough for --batch_size {largest}"
-    else:
-        fits = f"does not fit: {title}, not enough for one row; --activation_checkpointing needs less"
-    parts = ", ".join(
-        f"{name} {size / 1e9:.2f}"
-        for name, size in (
-            ("weights", memory.weights), ("gradients", memory.gradients), ("optimizer", memory.optimizer),
-            ("activations and what operations need", memory.activations), ("the program", program),
-        )
-        if size
-    )  # fmt: skip
-    return [f"memory: about {(memory.peak + program) / 1e9:.2f} GB in a process: {parts}", fits]

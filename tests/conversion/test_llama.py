@@ -526,7 +526,8 @@ def test_pretraining_starts_from_a_directory(tmp_path: Path) -> None:
     from tencentpretrain.config import PreprocessConfig
     from tencentpretrain.data.preprocess import preprocess
     from tencentpretrain.errors import ConfigError
-    from tencentpretrain.training.pretraining import fresh_model, read_settings
+    from tencentpretrain.training.pretraining import fresh_model
+    from tencentpretrain.training.settings import read_settings
 
     source, corpus = tmp_path / "qwen", tmp_path / "corpus.txt"
     model = tiny("Qwen2")

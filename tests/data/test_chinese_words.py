@@ -34,7 +34,8 @@ from tencentpretrain.data.writer import StoreWriter
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.registry import PROCESSORS
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
-from tencentpretrain.training.pretraining import describe_data, make_engine, make_loader, read_settings
+from tencentpretrain.training.pretraining import describe_data, make_engine, make_loader
+from tencentpretrain.training.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 # Of characters so rare that jieba knows no words of them; each stands in one place of one word.

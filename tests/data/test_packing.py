@@ -22,7 +22,7 @@ from tencentpretrain.data.packing import pack
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.registry import PROCESSORS
-from tencentpretrain.training.pretraining import packing_problems
+from tencentpretrain.training.settings import packing_problems
 
 TARGETS = {"bert": ("mlm", "sp"), "albert": ("mlm", "sp"), "mlm": ("mlm",), "lm": ("lm",), "llm_sft": ("lm",)}
 LAYOUTS = {"llm_sft": "instructions"}

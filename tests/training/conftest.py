@@ -14,7 +14,8 @@ import torch
 from tencentpretrain.config import PreprocessConfig, TokenizerConfig
 from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.tokenizers import build_tokenizer
-from tencentpretrain.training.pretraining import make_trainer, read_settings
+from tencentpretrain.training.pretraining import make_trainer
+from tencentpretrain.training.settings import read_settings
 from tencentpretrain.training.trainer import Trainer
 
 WORDS = [f"w{number}" for number in range(60)]

@@ -31,7 +31,8 @@ from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.training import checkpoint, report
 from tencentpretrain.training.engines import DDPEngine, Engine, Place, choose_engine
 from tencentpretrain.training.engines.processes import run_processes
-from tencentpretrain.training.pretraining import make_trainer, read_settings
+from tencentpretrain.training.pretraining import make_trainer
+from tencentpretrain.training.settings import read_settings
 from tencentpretrain.training.trainer import Trainer
 
 STEPS = 20

@@ -21,6 +21,7 @@ from test_fsdp import assert_same_weights
 
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.training import report, zero_state
+from tencentpretrain.training.dry_run import dry_run
 from tencentpretrain.training.engines import (
     DeepSpeedEngine,
     DeepSpeedSetup,
@@ -28,7 +29,7 @@ from tencentpretrain.training.engines import (
     read_deepspeed_config,
 )
 from tencentpretrain.training.engines.processes import run_processes
-from tencentpretrain.training.pretraining import dry_run, read_settings
+from tencentpretrain.training.settings import read_settings
 from tencentpretrain.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[2]

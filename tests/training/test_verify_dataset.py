@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tencentpretrain.errors import DataError
-from tencentpretrain.training.pretraining import read_settings
+from tencentpretrain.training.settings import read_settings
 
 
 def test_all_of_a_large_dataset_is_compared_when_asked(
