@@ -62,7 +62,7 @@ class DeepSpeedFiles:
         Path(path).mkdir(parents=True, exist_ok=exist_ok)
 
     def create(self, info: object) -> None:
-        pass
+        """A save begins: nothing is to be prepared."""
 
     def commit(self, info: object) -> bool:
         return True

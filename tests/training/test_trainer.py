@@ -282,7 +282,9 @@ def test_a_state_is_written_while_training_goes_on(
     for step in (4, 8, 12):
         usual = tmp_path / f"usual.bin.states/{step}"
         assert_same_weights(usual / "model.pt", states / str(step) / "model.pt")
-        first, second = (torch.load(path / "training.pt") for path in (usual, states / str(step)))
+        first, second = (
+            torch.load(path / "training.pt", weights_only=True) for path in (usual, states / str(step))
+        )
         assert_same_state(first, second)
     run("again.bin", **options, resume=states / "8")
     assert_same_weights(tmp_path / "usual.bin", tmp_path / "again.bin")
