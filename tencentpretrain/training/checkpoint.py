@@ -53,16 +53,6 @@ class State:
     serial: int
     options: dict[str, Any]
 
-    @property
-    def engine(self) -> str:
-        """What wrote it."""
-        return str(self.options.get("engine", "single"))
-
-    @property
-    def world_size(self) -> int:
-        """How many processes wrote it."""
-        return int(self.options.get("world_size", 1))
-
 
 class Checkpoints:
     """The training states and weights of one output path.

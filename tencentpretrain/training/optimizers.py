@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from tencentpretrain.config import OptimizationConfig
 from tencentpretrain.errors import ConfigError
-from tencentpretrain.training.average import keep_average
+from tencentpretrain.training.moving_average import keep_average
 
 
 class Adafactor(Optimizer):

@@ -23,10 +23,10 @@ from tencentpretrain.description import make_description
 from tencentpretrain.errors import ConfigError, DataError, UserError
 from tencentpretrain.model import Model, build_model
 from tencentpretrain.registry import PROCESSORS
-from tencentpretrain.training.average import drop_average
 from tencentpretrain.training.checkpoint import Checkpoints, State
 from tencentpretrain.training.engines import DDPEngine, DeepSpeedEngine, Engine, FSDPEngine, SingleEngine
 from tencentpretrain.training.estimate import Cost, measure_cost, parameters_num, tokens_num
+from tencentpretrain.training.moving_average import drop_average
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.profiling import Profiling
 from tencentpretrain.training.report import Report
@@ -206,8 +206,6 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
         raise ConfigError(
             f"--total_steps is {pretrain.total_steps}, but {state.path} is of step {state.step}."
         )
-    if state is not None and (why := engine.refusal(state.engine, state.world_size)):
-        raise ConfigError(f"{state.path}: {why}")
     held_out = validation_source(settings)
     loader = make_loader(settings, settings.sources, engine, pretrain.workers_num)
     validation = make_loader(settings, held_out, engine, pretrain.workers_num) if held_out else None

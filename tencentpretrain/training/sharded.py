@@ -25,9 +25,9 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_parts
 from torch.optim import Optimizer
 
 from tencentpretrain.state_dict import LazyTensors, assign, read_tensors
-from tencentpretrain.training.average import KEY as AVERAGE
 from tencentpretrain.training.engines.base import in_parts, whole_weights
 from tencentpretrain.training.engines.ranks import watching
+from tencentpretrain.training.moving_average import KEY as AVERAGE
 from tencentpretrain.training.zero_state import ZERO, read_zero
 
 SHARDS = "shards"  # the directory of a state that holds its parts

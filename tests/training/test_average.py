@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tencentpretrain.config import OptimizationConfig
-from tencentpretrain.training.average import average_in_place, averaged
+from tencentpretrain.training.moving_average import average_in_place, averaged
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.trainer import Trainer
 

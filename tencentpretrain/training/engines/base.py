@@ -7,7 +7,7 @@ import math
 import resource
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -19,10 +19,10 @@ from tencentpretrain.batch import Batch
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.state_dict import read_tensors, save_weights
 from tencentpretrain.targets.output import TargetOutput
-from tencentpretrain.training.average import KEY as AVERAGE
-from tencentpretrain.training.average import average_in_place, averaged
 from tencentpretrain.training.engines.ranks import Ranks
 from tencentpretrain.training.host import HostCopies
+from tencentpretrain.training.moving_average import KEY as AVERAGE
+from tencentpretrain.training.moving_average import average_in_place, averaged
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -284,10 +284,6 @@ class Engine:
         stored, numbers = sharded.stored_in(directory, training, self.model, self._parameters)
         sharded.restore(self.model, self.optimizer, stored, numbers)
 
-    def refusal(self, engine: str, world_size: int) -> str | None:
-        """Why this engine cannot go on from a state that `engine` wrote with so many ranks; None: it can."""
-        return None
-
     def together(self) -> AbstractContextManager[None]:
         """`ranks.agreed()`, and the engine is closed if there was an error."""
         return nullcontext()
@@ -349,14 +345,9 @@ class Engine:
             self._load_by_name(directory, training)
             return
         self.model.load_state_dict(dict(read_tensors(whole_weights(directory))))
-        asked = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        # A copy: torch takes over the tensors themselves, and these are a file's.
-        self.optimizer.load_state_dict(copy.deepcopy(training["optimizer"]))
-        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
-            group.update(options)  # torch takes them from the state, but they may be asked for anew
+        with keeping_options(self.optimizer):
+            # A copy: torch takes over the tensors themselves, and these are a file's.
+            self.optimizer.load_state_dict(copy.deepcopy(training["optimizer"]))
         if training["scaler"]:
             self._scaler.load_state_dict(training["scaler"])
 
@@ -373,6 +364,17 @@ class Engine:
             return None
         name = torch.cuda.get_device_name()
         return next((peak for known, peak in PEAKS.items() if known in name), None)
+
+
+@contextmanager
+def keeping_options(optimizer: Optimizer) -> Iterator[None]:
+    """Inside, a state is loaded; options that it brings along give way to those that were asked for."""
+    asked = [
+        {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+    ]
+    yield
+    for group, options in zip(optimizer.param_groups, asked, strict=True):
+        group.update(options)
 
 
 def poisoned(loss: Tensor) -> Tensor:

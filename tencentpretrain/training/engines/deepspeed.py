@@ -20,7 +20,7 @@ from tencentpretrain.batch import Batch
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.state_dict import assign
 from tencentpretrain.targets.output import TargetOutput
-from tencentpretrain.training.engines.base import DTYPES, poisoned
+from tencentpretrain.training.engines.base import DTYPES, keeping_options, poisoned
 from tencentpretrain.training.engines.deepspeed_config import DeepSpeedSetup, load_deepspeed
 from tencentpretrain.training.engines.emptied import Emptied
 from tencentpretrain.training.engines.group import GroupEngine
@@ -233,16 +233,11 @@ class DeepSpeedEngine(GroupEngine):
             return
         from tencentpretrain.training.zero_state import ZERO
 
-        asked = [
-            {name: value for name, value in group.items() if name != "params"}
-            for group in self.optimizer.param_groups
-        ]
-        if training.get("layout") == self._layout:
-            self._deepspeed.load_checkpoint(str(directory), tag=ZERO)
-        else:
-            self._load_by_name(directory, training)
-        for group, options in zip(self.optimizer.param_groups, asked, strict=True):
-            group.update(options)
+        with keeping_options(self.optimizer):
+            if training.get("layout") == self._layout:
+                self._deepspeed.load_checkpoint(str(directory), tag=ZERO)
+            else:
+                self._load_by_name(directory, training)
 
     def _load_by_name(self, directory: Path, training: Mapping[str, Any]) -> None:
         if self.stage == 0:
