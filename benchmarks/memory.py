@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from tencentpretrain import build_model, load_config
 from tencentpretrain.batch import Batch
-from tencentpretrain.config import OptimizationConfig
+from tencentpretrain.config import OptimizationConfig, PretrainConfig
 from tencentpretrain.model import Model
 from tencentpretrain.training.engines import SingleEngine
 from tencentpretrain.training.memory import measure_memory, program_memory
@@ -36,7 +36,9 @@ CASES = (
     "bert/medium 16 128", "bert/base 4 128", "bert/base 8 128", "bert/base 16 128", "bert/base 4 512",
     "gpt2/distil 4 256", "gpt2/ 4 256", "gpt2/ 2 512", "gpt2/ 2 1024",
     "bert/mini 32 128 --activation_checkpointing", "bert/base 16 128 --activation_checkpointing",
-    "gpt2/ 2 512 --activation_checkpointing", "bert/mini 32 128 --accumulation_steps 2",
+    "gpt2/ 2 512 --activation_checkpointing",
+    "bert/base 16 128 --activation_checkpointing --checkpointed_keep linear",
+    "bert/mini 32 128 --accumulation_steps 2",
     "bert/base 8 128 --accumulation_steps 2", "gpt2/ 2 512 --accumulation_steps 2",
     "bert/base 8 128 --optimizer adafactor",
 )  # fmt: skip
@@ -59,6 +61,7 @@ class Case:
         parser.add_argument("batch_size", type=int)
         parser.add_argument("seq_length", type=int)
         parser.add_argument("--activation_checkpointing", action="store_true")
+        parser.add_argument("--checkpointed_keep", default="inputs")
         parser.add_argument("--accumulation_steps", type=int, default=1)
         parser.add_argument("--optimizer", default="adamw")
         self.options = parser.parse_args(words)
@@ -66,12 +69,16 @@ class Case:
         self.config = load_config(f"models/{name}{'' if name.endswith('/') else '_'}config.json")
         self.target = "lm" if "lm" in self.config.target else "mlm"
         self.batch = make_batch(self.target, self.options.batch_size, self.options.seq_length)
+        self.pretrain = PretrainConfig(
+            output_model_path="",
+            activation_checkpointing=self.options.activation_checkpointing,
+            checkpointed_keep=self.options.checkpointed_keep,
+        )
         self.optimizer = partial(make_optimizer, config=OptimizationConfig(optimizer=self.options.optimizer))
 
     def model(self) -> Model:
         model = build_model(self.config, VOCABULARY[self.target])
-        if self.options.activation_checkpointing:
-            checkpoint_activations(model)
+        checkpoint_activations(model, self.pretrain)
         return model
 
     def estimate(self, device: torch.device) -> float:

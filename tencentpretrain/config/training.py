@@ -92,6 +92,12 @@ class PretrainConfig:
         minimum=1,
         former_names=("deepspeed_checkpoint_layers_num",),
     )
+    checkpointed_keep: str = option(
+        "inputs",
+        "What --activation_checkpointing keeps: inputs of layers; linear: also results of linear layers: "
+        "only attention and what is cheap is computed again.",
+        choices=("inputs", "linear"),
+    )
     deep_init: bool = option(
         False, "Scale the initial output layers down by the root of twice the number of layers."
     )
@@ -120,8 +126,9 @@ class PretrainConfig:
     }
 
     def __post_init__(self) -> None:
-        if self.checkpointed_layers > 1 and not self.activation_checkpointing:
-            raise ConfigError("--checkpointed_layers is about --activation_checkpointing; give that too.")
+        for name, default in (("checkpointed_layers", 1), ("checkpointed_keep", "inputs")):
+            if getattr(self, name) != default and not self.activation_checkpointing:
+                raise ConfigError(f"--{name} is about --activation_checkpointing; give that too.")
         if self.early_stop and self.eval_dataset_path is None:
             raise ConfigError("--early_stop follows the loss on --eval_dataset_path, which is not given.")
         ranks, number = self.local_ranks, self.world_size

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
@@ -19,6 +18,7 @@ from tencentpretrain.layers.position import (
     relative_problems,
     rope_problems,
 )
+from tencentpretrain.layers.recomputation import Recomputation
 
 
 class TransformerStack(nn.Module):
@@ -29,8 +29,7 @@ class TransformerStack(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation_checkpointing = False
-        self.checkpointed_layers = 1  # that are recomputed together
+        self.recomputation: Recomputation | None = None
         self.window = config.sliding_window
         self.alibi_heads = config.heads_num if config.alibi_position_embedding else None
         self.rotary = Rotary(config) if config.rotary_position_embedding else None
@@ -66,12 +65,13 @@ class TransformerStack(nn.Module):
                 hidden, mask = layers[number](hidden, mask, rotation, needed, memory, kept)
             return hidden, mask
 
-        if self.activation_checkpointing and self.training:
-            for start in range(0, len(layers), self.checkpointed_layers):
-                group = range(start, min(start + self.checkpointed_layers, len(layers)))
-                hidden, mask = checkpoint(through, group, hidden, mask, use_reentrant=False)
-        else:
+        if self.recomputation is None or not self.training:
             hidden, mask = through(range(len(layers)), hidden, mask)
+        else:
+            together = self.recomputation.layers_num
+            for start in range(0, len(layers), together):
+                group = range(start, min(start + together, len(layers)))
+                hidden, mask = self.recomputation.run(through, group, hidden, mask)
         return hidden if self.layer_norm is None else self.layer_norm(hidden)
 
 

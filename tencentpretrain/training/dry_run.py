@@ -73,8 +73,7 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
 
     def build() -> Model:
         model = fresh_model(settings)
-        if pretrain.activation_checkpointing:
-            checkpoint_activations(model, pretrain.checkpointed_layers)
+        checkpoint_activations(model, pretrain)
         return model
 
     def measure(rows: int) -> Memory:

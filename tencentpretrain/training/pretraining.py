@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 
-from tencentpretrain.config import as_json
+from tencentpretrain.config import PretrainConfig, as_json
 from tencentpretrain.data.loader import LoadedBatch, Loader
 from tencentpretrain.data.mixture import MixtureProcessor, Source
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.words import is_chinese
 from tencentpretrain.description import make_description
 from tencentpretrain.errors import ConfigError, DataError, UserError
+from tencentpretrain.layers.recomputation import Recomputation
 from tencentpretrain.model import Model, build_model
 from tencentpretrain.registry import PROCESSORS
 from tencentpretrain.training.checkpoint import Checkpoints, State
@@ -51,20 +52,19 @@ def make_model(settings: Settings, engine: Engine) -> Model:
         model = fresh_model(settings, engine.place)
     if settings.pretrain.deep_init:
         deep_init(model)
-    if settings.pretrain.activation_checkpointing:
-        checkpoint_activations(model, settings.pretrain.checkpointed_layers)
+    checkpoint_activations(model, settings.pretrain)
     return model
 
 
-def checkpoint_activations(model: Model, layers_num: int) -> None:
-    """Let every module that can recompute its activations in the backward pass do so, so many layers at
-    once.
-    """
-    able: list[Any] = [module for module in model.modules() if hasattr(module, "activation_checkpointing")]
+def checkpoint_activations(model: Model, config: PretrainConfig) -> None:
+    """If it is asked for, every module that can recompute its activations in the backward pass does so."""
+    if not config.activation_checkpointing:
+        return
+    able: list[Any] = [module for module in model.modules() if hasattr(module, "recomputation")]
     if not able:
         raise ConfigError("--activation_checkpointing: no module of this model can recompute.")
     for module in able:
-        module.activation_checkpointing, module.checkpointed_layers = True, layers_num
+        module.recomputation = Recomputation(config.checkpointed_layers, config.checkpointed_keep == "linear")
 
 
 def deep_init(model: Model) -> None:

@@ -16,6 +16,7 @@ from tencentpretrain.config import ModelConfig
 from tencentpretrain.decoders.transformer import TransformerDecoder
 from tencentpretrain.encoders.transformer import TransformerEncoder
 from tencentpretrain.layers.masks import MASKS, Positions
+from tencentpretrain.layers.recomputation import Recomputation
 
 HIDDEN, HEADS, ROWS, LENGTH = 16, 4, 2, 7
 SMALL = {
@@ -282,7 +283,7 @@ def test_recomputed_activations_give_the_same_gradients(kind: str) -> None:
         return output
 
     expected = list(gradients(both, run))
-    encoder.activation_checkpointing = decoder.activation_checkpointing = True
+    encoder.recomputation = decoder.recomputation = Recomputation()
     calls = []
     attention: Any = encoder.get_submodule("transformer.0.self_attn")
     attention.register_forward_pre_hook(lambda module, inputs: calls.append(1))
@@ -307,6 +308,22 @@ def check_compiled(module: nn.Module, inputs: list[Any]) -> None:
 def test_encoders_compile_to_one_graph(kind: str) -> None:
     encoder = make_encoder(**{**ENCODERS[kind], "layers_num": 2, "dropout": 0.0})
     check_compiled(encoder.train(), [states(), {"segment_ids": SEGMENTS}])
+
+
+@pytest.mark.parametrize("keeps_linear", [False, True])
+def test_recomputation_is_compiled_too(keeps_linear: bool) -> None:
+    encoder = make_encoder(**{**ENCODERS["fully_visible-plain"], "dropout": 0.0}).train()
+
+    def run() -> Tensor:
+        output: Tensor = encoder(states(), {"segment_ids": SEGMENTS})
+        return output
+
+    expected = list(gradients(encoder, run))
+    encoder.recomputation = Recomputation(2, keeps_linear)
+    torch._dynamo.reset()
+    encoder.compile(fullgraph=True, backend="aot_eager")
+    for got, wanted in zip(gradients(encoder, run), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
 
 
 @pytest.mark.parametrize("kind", [*COMPILED, "alibi", "window"])

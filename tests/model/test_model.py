@@ -15,12 +15,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from tencentpretrain import ConfigError, DataError, build_model
 from tencentpretrain.batch import DECODER_SIDE, FIELDS, Batch
 from tencentpretrain.config import ModelConfig, as_json
 from tencentpretrain.config.load import Options
 from tencentpretrain.errors import did_you_mean
+from tencentpretrain.layers.recomputation import Recomputation
 from tencentpretrain.model import Model, check_provided
 from tencentpretrain.registry import DECODERS, EMBEDDINGS, ENCODERS, TARGETS, Registry, load_plugins
 
@@ -295,23 +297,27 @@ def test_leading_outputs_are_those_of_the_whole() -> None:
 
 def test_activation_checkpointing_gives_the_same_gradients() -> None:
     model = build_model(make_config(dropout=0.1), VOCABULARY)
-    gradients, kept = [], []
-    for checkpointing, layers_num in ((False, 1), (True, 1), (True, 2)):
-        model.encoder.checkpointed_layers = layers_num
-        kept.append(saved_elements(model, checkpointing))
-        model.encoder.activation_checkpointing = checkpointing
+    gradients, kept, linear, attention = [], [], [], []
+    for recomputation in (None, Recomputation(), Recomputation(2), Recomputation(keeps_linear=True)):
+        model.encoder.recomputation = recomputation
+        kept.append(saved_elements(model))
         model.zero_grad()
         torch.manual_seed(3)
-        model(make_batch()).loss.backward()
+        with FlopCounterMode(display=False) as counter:
+            model(make_batch()).loss.backward()
+        flops = counter.get_flop_counts()["Global"]
+        linear.append(flops[torch.ops.aten.addmm] + flops[torch.ops.aten.mm])
+        attention.append(flops[torch.ops.aten.bmm])
         gradients.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
     for whole, *others in zip(*gradients, strict=True):
         assert all(torch.equal(whole, other) for other in others)
     assert kept[2] < kept[1] < kept[0] / 2
+    assert linear[0] == linear[3] < linear[1] == linear[2]
+    assert attention[0] < attention[3] == attention[1] == attention[2]
 
 
-def saved_elements(model: Model, checkpointing: bool) -> int:
+def saved_elements(model: Model) -> int:
     """Numbers that a forward pass keeps for the backward pass."""
-    model.encoder.activation_checkpointing = checkpointing
     kept = 0
 
     def count(tensor: Tensor) -> Tensor:
