@@ -97,6 +97,7 @@ def make_loader(settings: Settings, sources: Sequence[Source], engine: Engine, w
         targets=settings.model.target,
         rank=engine.rank,
         world_size=engine.world_size,
+        trim=not engine.compile,  # each length would be compiled anew
         pin_memory=engine.device.type != "cpu",
         prefix_lm_loss=settings.model.prefix_lm_loss,
     )

@@ -3,6 +3,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import math
 import os
@@ -452,15 +453,22 @@ def test_loaded_batches_are_what_the_trainer_takes_them_for(run: Run) -> None:
     assert loaded.counts["mlm"] == int((labels != -100).sum()) == len(loaded.batch[positions_of("mlm")])
 
 
+def widths(trainer: Trainer) -> set[int]:
+    """How long the rows of batches are."""
+    with contextlib.closing(trainer.loader.batches()) as batches:
+        return {loaded.batch["input_ids"].shape[1] for loaded in itertools.islice(batches, 30)}
+
+
 @pytest.mark.slow
 def test_compiled_layers_compute_the_same(run: Run, tmp_path: Path) -> None:
-    options = {"dropout": 0, "total_steps": 4, "report_steps": 1}
+    options = {"dropout": 0, "total_steps": 4, "report_steps": 1, "batch_size": 1}
     counters = torch._dynamo.utils.counters["stats"]
     counters.clear()
-    run("plain.bin", **options)
-    assert not counters["unique_graphs"]
-    run("compiled.bin", compile=True, **options)
-    assert counters["unique_graphs"] and counters["calls_captured"] > 20  # the layers, not a remnant
+    plain = run("plain.bin", **options)
+    assert not counters["unique_graphs"] and len(widths(plain)) > 1
+    compiled = run("compiled.bin", compile=True, **options)
+    assert counters["unique_graphs"] == len(widths(compiled)) == 1
+    assert counters["calls_captured"] > 20  # the layers, not a remnant
     for one, other in zip(
         records_of(tmp_path / "plain.bin"), records_of(tmp_path / "compiled.bin"), strict=True
     ):
