@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -36,6 +37,8 @@ from tencentpretrain.training.pretraining import (
     validation_source,
 )
 from tencentpretrain.training.settings import Settings
+
+_FEW_LAYERS = 6  # very deep models are judged by so many layers, and twice as many
 
 
 def dry_run(settings: Settings) -> str:
@@ -71,14 +74,14 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
     target = PROCESSORS[settings.data.data_processor].target_length
     tgt_length = getattr(settings.data, target) if settings.model.decoder is not None else None
 
-    def build() -> Model:
-        model = fresh_model(settings)
+    def build(layers_num: int) -> Model:
+        model = fresh_model(replace(settings, model=replace(settings.model, layers_num=layers_num)))
         checkpoint_activations(model, pretrain)
         return model
 
-    def measure(rows: int) -> Memory:
-        memory = measure_memory(
-            build,
+    def measure_depth(rows: int, layers_num: int) -> Memory:
+        return measure_memory(
+            partial(build, layers_num),
             partial(make_optimizer, config=settings.optimization),
             full_batch(loaded.batch, rows, settings.data.seq_length, tgt_length),
             engine.device,
@@ -86,6 +89,14 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
             accumulation=pretrain.accumulation_steps > 1,
             gradients_stay=settings.place.world_size > 1,
         )
+
+    def measure(rows: int) -> Memory:
+        depth = settings.model.layers_num
+        if depth <= 4 * _FEW_LAYERS or settings.model.decoder is not None:
+            memory = measure_depth(rows, depth)
+        else:
+            few, twice = measure_depth(rows, _FEW_LAYERS), measure_depth(rows, 2 * _FEW_LAYERS)
+            memory = twice.beyond(few, depth / _FEW_LAYERS - 2)
         return memory.shared(settings.place.world_size) if engine.sharded else memory
 
     memory, room, program = measure(rows), free_memory(engine.device), 0

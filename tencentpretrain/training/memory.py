@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from tencentpretrain.batch import FIELDS, Batch
 from tencentpretrain.targets.output import TargetOutput
 
 SCRATCH = 1.05  # what libraries of matrix products take beside the tensors, on a CPU (benchmarks/memory.py)
+_REFINEMENTS = 3  # of the largest batch; memory does not grow quite evenly with the rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,17 @@ class Memory:
         is not counted."""
         parts = (self.weights // ranks, self.gradients // ranks, self.optimizer // ranks)
         return Memory(*parts, peak=sum(parts) + self.activations)
+
+    def beyond(self, shallower: Memory, times: float) -> Memory:
+        """Of a model that is deeper than this one by `times` what this one is deeper than `shallower`.
+
+        What a layer takes is the same everywhere; which moment is the worst may change with the depth.
+        """
+        one, other = dataclasses.astuple(self), dataclasses.astuple(shallower)
+        weights, gradients, optimizer, peak = (
+            round(mine + times * (mine - its)) for mine, its in zip(one, other, strict=True)
+        )
+        return Memory(weights, gradients, optimizer, max(peak, weights + gradients + optimizer))
 
 
 class _Allocator(Protocol):
@@ -278,23 +291,30 @@ def full_batch(batch: Any, rows: int, length: int, tgt_length: int | None = None
 
 
 def largest_batch(measure: Callable[[int], Memory], rows: int, known: Memory, room: int) -> int:
-    """How many rows a batch may have for its memory to be at most `room`; 0: not one.
+    """How many rows a batch may have for its memory to be about `room`; 0: not one.
 
     Args:
-        known: of a batch with `rows` rows. Beyond that memory is taken to grow evenly.
+        known: of a batch with `rows` rows.
     """
-    if known.peak > room and rows > 1:
-        few = measure(1)
-        return 0 if few.peak > room else _between(1, few.peak, rows, known.peak, room)
-    if known.peak > room:
+    if known.peak <= room:
+        one, other = (rows, known.peak), (2 * rows, measure(2 * rows).peak)
+    elif rows == 1 or (few := measure(1).peak) > room:
         return 0
-    return _between(rows, known.peak, 2 * rows, measure(2 * rows).peak, room)
+    else:
+        one, other = (1, few), (rows, known.peak)
+    for _ in range(_REFINEMENTS):
+        between = _on_the_line(one, other, room)
+        nearer = min(one, other, key=lambda point: abs(point[1] - room))
+        one, other = nearer, (between, measure(between).peak)
+    return _on_the_line(one, other, room)
 
 
-def _between(one: int, one_peak: int, other: int, other_peak: int, room: int) -> int:
-    """On the line through two points."""
-    each = max((other_peak - one_peak) / (other - one), 1)
-    return int(one + (room - one_peak) / each)
+def _on_the_line(one: tuple[int, int], other: tuple[int, int], room: int) -> int:
+    """Where the line through two points of rows and bytes reaches `room`."""
+    if one[0] == other[0]:
+        return one[0]
+    each = max((other[1] - one[1]) / (other[0] - one[0]), 1)
+    return max(math.floor(one[0] + (room - one[1]) / each), 1)
 
 
 def free_memory(device: torch.device) -> int:

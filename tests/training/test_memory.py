@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from tencentpretrain.config import ModelConfig, OptimizationConfig
+from tencentpretrain.config import ModelConfig, OptimizationConfig, PretrainConfig
 from tencentpretrain.model import build_model
 from tencentpretrain.training.count import CountConfig, describe_count
 from tencentpretrain.training.memory import (
@@ -41,12 +42,14 @@ def memory(
     recompute: bool = False,
     optimizer: str = "adamw",
     ema_decay: float = 0.0,
+    layers_num: int = 2,
     **options: object,
 ) -> Memory:
     def build() -> nn.Module:
-        model = build_model(CONFIG, VOCABULARY)
-        if recompute:
-            checkpoint_activations(model, 1)
+        model = build_model(dataclasses.replace(CONFIG, layers_num=layers_num), VOCABULARY)
+        checkpoint_activations(
+            model, PretrainConfig(output_model_path="", activation_checkpointing=recompute)
+        )
         return model
 
     ids = torch.ones(rows, 64, dtype=torch.int64)
@@ -75,6 +78,15 @@ def test_activations() -> None:
     # Gradients of the batch before are there while the next one is computed.
     small, accumulated = memory(1), memory(1, accumulation=True)
     assert 0.4 * small.gradients < accumulated.peak - small.peak < 1.6 * small.gradients
+
+
+def test_deep_models_are_judged_by_shallow_ones() -> None:
+    few, twice, deep = (memory(layers_num=layers_num) for layers_num in (2, 4, 16))
+    judged = twice.beyond(few, (16 - 4) / (4 - 2))
+    assert dataclasses.astuple(judged)[:3] == dataclasses.astuple(deep)[:3]
+    assert judged.peak == pytest.approx(deep.peak, rel=0.01)
+    # The worst moment may be that of weights, gradients and optimizer, though not of a shallow model.
+    assert Memory(1, 1, 2, 8).beyond(Memory(0, 0, 0, 7), 9).peak == 40
 
 
 def test_only_what_lives_at_once_counts() -> None:
@@ -108,6 +120,11 @@ def test_full_batches_and_the_largest_that_fits() -> None:
 
     for rows in (1, 4, 50):
         assert [largest_batch(measure, rows, measure(rows), room) for room in (106, 107, 240)] == [0, 1, 20]
+
+    def bent(rows: int) -> Memory:
+        return Memory(10, 10, 20, 100 + 7 * max(rows, 10))
+
+    assert largest_batch(bent, 2, bent(2), 240) == 20
 
 
 def test_heap_reuses_only_what_is_large_enough() -> None:
