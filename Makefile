@@ -1,4 +1,5 @@
-# make demo: from text to predictions in a few minutes. make test: everything the tests check.
+# make demo: from text to predictions in a few minutes. make test: what the tests check, in minutes;
+# make test-slow: the rest, such as every command of the documentation.
 PYTHON ?= python3
 VENV ?= .venv
 DEMO ?= demo
@@ -6,7 +7,7 @@ RUN := $(VENV)/bin/python
 # One thread a process: the tests run side by side, and waiting threads that spin would take each other's core.
 QUIET := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 
-.PHONY: env test test-fast check demo clean
+.PHONY: env test test-slow check demo clean
 
 env: $(VENV)/.installed
 
@@ -21,10 +22,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt
 	@touch $@
 
 test: $(VENV)/.installed-dev
-	$(QUIET) $(RUN) -m pytest -n 2 --dist loadfile
-
-test-fast: $(VENV)/.installed-dev
 	$(QUIET) $(RUN) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/.installed-dev
+	$(QUIET) $(RUN) -m pytest -n 2 --dist loadfile -m slow
 
 check: $(VENV)/.installed-dev
 	$(RUN) -m ruff check .
