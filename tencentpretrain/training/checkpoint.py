@@ -30,7 +30,7 @@ from tencentpretrain.files import (
 from tencentpretrain.state_dict import cause_on_disk
 from tencentpretrain.streaming import stream_tensors
 from tencentpretrain.training.engines.base import average_name, in_parts, whole_weights
-from tencentpretrain.training.engines.ranks import Ranks
+from tencentpretrain.training.engines.ranks import ALONE, Ranks
 
 log = logging.getLogger("tencentpretrain")
 
@@ -115,27 +115,36 @@ class Checkpoints:
                 f"--output_model_path {self.output}: cannot write there ({error.strerror}: {error.filename})."
             ) from None
 
-    def find(self, resume: str) -> State | None:
-        """The state to continue from.
+    def find(self, resume: str, ranks: Ranks = ALONE) -> State | None:
+        """The state to continue from. All ranks come here, and each compares a part of its files with their
+        digests.
 
         Args:
             resume: `auto` (the newest complete one, if any), `never`, or the path of a state.
 
         Raises:
             ConfigError: the state was made with other options.
-            UserError: the path given holds no complete state.
+            UserError: the path given holds no complete state, or ranks see different ones.
         """
         if resume == "never":
             return None
         if resume == "auto":
-            state = next((state for state in self._states(tell=True) if self._intact(state)), None)
+            states = list(self._states(tell=True))
         else:
-            state = self._read(Path(resume), tell=True)
-            if state is None or not self._intact(state):
-                raise UserError(
-                    f"--resume {resume}: not a complete training state; expected auto, never, or a directory "
-                    "<output_model_path>.states/<step>."
-                )
+            given = self._read(Path(resume), tell=True)
+            states = [given] if given is not None else []
+        seen = ranks.gather(json.dumps([(state.step, state.serial) for state in states]))
+        if len(set(seen)) > 1:
+            raise UserError(
+                f"processes find different training states; --output_model_path {self.output} must be on a "
+                "file system that all machines share."
+            )
+        state = next((state for state in states if self._intact(state, ranks)), None)
+        if state is None and resume != "auto":
+            raise UserError(
+                f"--resume {resume}: not a complete training state; expected auto, never, or a directory "
+                "<output_model_path>.states/<step>."
+            )
         if state is not None:
             self._check_options(state)
             self._saved = state
@@ -287,16 +296,13 @@ class Checkpoints:
                 log.info(f"resume: {path} is {fault} and is passed over")
             return None
 
-    def _intact(self, state: State) -> bool:
-        for name, expected in read_json(state.path / MARKER)["files"].items():
-            try:
-                intact = _fingerprint(state.path / name) == expected
-            except OSError:  # not there, or the disk cannot read it
-                intact = False
-            if not intact:
-                log.info(f"resume: {state.path} is damaged ({name}) and is passed over")
-                return False
-        return True
+    def _intact(self, state: State, ranks: Ranks) -> bool:
+        files = list(read_json(state.path / MARKER)["files"].items())[ranks.rank :: ranks.world_size]
+        own = next((name for name, expected in files if not _matches(state.path / name, expected)), "")
+        damaged = [name for name in ranks.gather(own) if name]
+        if damaged:
+            log.info(f"resume: {state.path} is damaged ({', '.join(damaged)}) and is passed over")
+        return not damaged
 
     def _check_options(self, state: State) -> None:
         different = {
@@ -342,6 +348,13 @@ def _fingerprint(path: Path) -> list[Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     return [path.stat().st_size, digest]
+
+
+def _matches(path: Path, expected: list[Any]) -> bool:
+    try:
+        return _fingerprint(path) == expected
+    except OSError:  # not there, or the disk cannot read it
+        return False
 
 
 def _digest_of(marker: Mapping[str, Any]) -> str:

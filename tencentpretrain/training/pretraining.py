@@ -20,7 +20,7 @@ from tencentpretrain.data.mixture import MixtureProcessor, Source
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.words import is_chinese
 from tencentpretrain.description import make_description
-from tencentpretrain.errors import ConfigError, DataError, UserError
+from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.layers.recomputation import Recomputation
 from tencentpretrain.model import Model, build_model
 from tencentpretrain.registry import PROCESSORS
@@ -190,19 +190,12 @@ def make_trainer(settings: Settings) -> Trainer:
         if engine.rank == 0:
             checkpoints.recover()
     with engine.together():
-        trainer = _make_trainer(settings, engine, checkpoints)
-    with engine.together():
-        if engine.agree(trainer.step) > trainer.step:
-            raise UserError(
-                f"process {engine.rank} finds no training state that another one finds; --output_model_path "
-                f"{checkpoints.output} must be on a file system that all machines share."
-            )
-    return trainer
+        return _make_trainer(settings, engine, checkpoints)
 
 
 def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) -> Trainer:
     pretrain = settings.pretrain
-    state = checkpoints.find(pretrain.resume)
+    state = checkpoints.find(pretrain.resume, engine.ranks)
     if state is not None and state.step > pretrain.total_steps:
         raise ConfigError(
             f"--total_steps is {pretrain.total_steps}, but {state.path} is of step {state.step}."

@@ -10,7 +10,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ import torch
 
 from tencentpretrain.errors import ConfigError, UserError
 from tencentpretrain.files import read_json
+from tencentpretrain.training import checkpoint
 from tencentpretrain.training.checkpoint import MARKER, Checkpoints
 from tencentpretrain.training.engines import SingleEngine
+from tencentpretrain.training.engines.ranks import Ranks
 
 Make = Callable[..., Checkpoints]
 
@@ -67,6 +71,57 @@ def found(checkpoints: Checkpoints, resume: str = "auto") -> int | None:
     (moments,) = engine.optimizer.state[engine.model.weight].values()
     assert engine.model.weight[0] == moments[0] == training["step"] == state.step
     return state.step
+
+
+class TwoRanks(Ranks):
+    """Two threads of this process."""
+
+    world_size = 2
+
+    def __init__(self, rank: int, barrier: threading.Barrier, said: list[str]) -> None:
+        self.rank, self._barrier, self._said = rank, barrier, said
+
+    def gather(self, text: str) -> list[str]:
+        self._said[self.rank] = text
+        self._barrier.wait(10)
+        everything = list(self._said)
+        self._barrier.wait(10)
+        return everything
+
+
+def both(work: Callable[[Ranks], Any]) -> list[Any]:
+    """What two ranks come to, or the UserError that they raise."""
+    barrier, said = threading.Barrier(2), ["", ""]
+
+    def one(rank: int) -> Any:
+        try:
+            return work(TwoRanks(rank, barrier, said))
+        except UserError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(one, range(2)))
+
+
+def test_ranks_share_the_work_of_comparing_digests(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(make(), 5, 10)
+    read, fingerprint = [], checkpoint._fingerprint
+    monkeypatch.setattr(checkpoint, "_fingerprint", lambda path: [read.append(path), fingerprint(path)][1])
+    checkpoints = make()
+    assert [state.step for state in both(lambda ranks: checkpoints.find("auto", ranks))] == [10, 10]
+    assert sorted(path.name for path in read) == ["model.pt", "training.pt"]
+    with (tmp_path / "model.bin.states/10/training.pt").open("ab") as file:
+        file.write(b"x")  # what one of them reads
+    assert [state.step for state in both(lambda ranks: checkpoints.find("auto", ranks))] == [5, 5]
+
+
+def test_ranks_that_find_different_states_are_told_why(make: Make) -> None:
+    save(make("one.bin"), 5)
+    seen = [make("one.bin"), make("other.bin")]
+    for error in both(lambda ranks: seen[ranks.rank].find("auto", ranks)):
+        assert "must be on a file system that all machines share" in str(error)
 
 
 def names(path: Path) -> list[str]:

@@ -52,6 +52,9 @@ class Ranks:
         return nullcontext()
 
 
+ALONE = Ranks()
+
+
 class GroupRanks(Ranks):
     """The processes of a gloo group of torch.distributed."""
 
