@@ -19,7 +19,7 @@ from tencentpretrain.batch import Batch
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.state_dict import read_tensors, save_weights
 from tencentpretrain.targets.output import TargetOutput
-from tencentpretrain.training.engines.ranks import Ranks
+from tencentpretrain.training.engines.ranks import ALONE, Ranks
 from tencentpretrain.training.host import HostCopies
 from tencentpretrain.training.moving_average import KEY as AVERAGE
 from tencentpretrain.training.moving_average import average_in_place, averaged
@@ -115,7 +115,7 @@ class Engine:
             # computes many times slower. Threads inherit this from who starts them, so it is set early.
             torch.set_flush_denormal(True)
         self.compile = compile
-        self.ranks = Ranks()
+        self.ranks: Ranks = ALONE
         self._copies = HostCopies()
         self._thread = ThreadPoolExecutor(1)
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=self.precision == "fp16")
