@@ -294,7 +294,7 @@ def largest_batch(measure: Callable[[int], Memory], rows: int, known: Memory, ro
     """How many rows a batch may have for its memory to be about `room`; 0: not one.
 
     Args:
-        known: of a batch with `rows` rows.
+        known: of a batch with `rows` rows. Far beyond that memory is taken to grow evenly.
     """
     if known.peak <= room:
         one, other = (rows, known.peak), (2 * rows, measure(2 * rows).peak)
@@ -303,7 +303,8 @@ def largest_batch(measure: Callable[[int], Memory], rows: int, known: Memory, ro
     else:
         one, other = (1, few), (rows, known.peak)
     for _ in range(_REFINEMENTS):
-        between = _on_the_line(one, other, room)
+        # Losses are computed in chunks, so that a measurement of very many rows takes long.
+        between = min(_on_the_line(one, other, room), 8 * max(one[0], other[0]))
         nearer = min(one, other, key=lambda point: abs(point[1] - room))
         one, other = nearer, (between, measure(between).peak)
     return _on_the_line(one, other, room)
