@@ -8,6 +8,7 @@ import numpy.typing as npt
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.processors.base import Arrays, Processor
 from tencentpretrain.data.processors.chunks import ChunkRows, Chunks
+from tencentpretrain.data.processors.plans import joined
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, framed, seq2seq_rows
 from tencentpretrain.data.random import Bools, Ints, Purpose, UInts, uniform
 from tencentpretrain.registry import PROCESSORS
@@ -41,9 +42,11 @@ class GsgProcessor(Processor):
         self._frame = tokenizer.require("cls"), tokenizer.require("sep")
 
     def plan(self, epoch: int) -> Ints:
-        keys = self._chunks.plan()
-        sentence_of = self.store.sentence_of_token
-        return keys[sentence_of(keys) < sentence_of(self._chunks.ends(keys) - 1)]
+        return joined(keys[self._several_sentences(keys)] for keys in self._chunks.plan())
+
+    def _several_sentences(self, keys: Ints) -> Bools:
+        first, last = (self.store.sentence_of_token(at) for at in (keys, self._chunks.ends(keys) - 1))
+        return first < last
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         chunk, width = self._chunks.rows(keys), self.config.seq_length
