@@ -107,7 +107,8 @@ def validation_source(settings: Settings) -> list[Source]:
     if path is None:
         return []
     store = TokenStore.open(path)
-    store.verify(quick=not settings.pretrain.verify_dataset)
+    if settings.pretrain.verify_dataset:
+        store.verify()
     sides = ((each.tokenizer, each.tgt_tokenizer) for each in (store, settings.store))
     one, other = ([tokenizer.fingerprint for tokenizer in side] for side in sides)
     if one != other:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import pickle
@@ -197,9 +196,8 @@ def test_verify_finds_changed_contents(tokenizer: Tokenizer, tmp_path: Path) -> 
     content = bytearray(path.read_bytes())
     content[4] ^= 1
     path.write_bytes(content)
-    for quick in (False, True):
-        with pytest.raises(DataError, match=r"00000.tokens was changed after it was made \(its checksum"):
-            store.verify(quick)
+    with pytest.raises(DataError, match=r"00000.tokens was changed after it was made \(its checksum"):
+        store.verify()
 
 
 @pytest.mark.parametrize(
@@ -223,15 +221,13 @@ def test_verify_covers_all_of_a_store(
         TokenStore.open(tmp_path / "store").verify()
 
 
-def test_quick_verification_leaves_out_many_tokens(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["00000.sentences", "00000.documents"])
+def test_borders_outside_of_the_store_are_found(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
     store = write(tmp_path / "store", tokenizer, SOME)
-    monkeypatch.setattr("tencentpretrain.data.store.QUICK_TOKENS", 10)
-    for name, found in (("00000.tokens", False), ("00000.documents", True)):
-        (tmp_path / "store" / name).write_bytes(bytes((tmp_path / "store" / name).stat().st_size))
-        with pytest.raises(DataError, match=name) if found else contextlib.nullcontext():
-            store.verify(quick=True)
+    content = (tmp_path / "store" / name).read_bytes()
+    (tmp_path / "store" / name).write_bytes(content[:4] + b"\0\0\1\0" + content[8:])
+    with pytest.raises(DataError, match=r"store was changed after it was made \(a border"):
+        store.tokens_at(store.sentence_starts(store.document_starts(np.array([1]))))
 
 
 @pytest.mark.parametrize("shard_tokens", [3, 100])
