@@ -85,7 +85,13 @@ def deep_init(model: Model) -> None:
         raise ConfigError("--deep_init scales the output layers of a transformer, but the model has none.")
 
 
-def make_loader(settings: Settings, sources: Sequence[Source], engine: Engine, workers_num: int) -> Loader:
+def make_loader(
+    settings: Settings, sources: Sequence[Source], engine: Engine, workers_num: int | None
+) -> Loader:
+    """Batches of this process; `workers_num` None: a process builds them while a GPU makes a step."""
+    on_cpu = engine.device.type == "cpu"
+    if workers_num is None:
+        workers_num = 0 if on_cpu else 1
     kind = PROCESSORS[settings.data.data_processor]
     processors = [kind(source.store, settings.data, source.store.tokenizer) for source in sources]
     weights = [source.weight for source in sources]
@@ -97,7 +103,7 @@ def make_loader(settings: Settings, sources: Sequence[Source], engine: Engine, w
         targets=settings.model.target,
         rank=engine.rank,
         world_size=engine.world_size,
-        pin_memory=engine.device.type != "cpu",
+        pin_memory=not on_cpu,
         prefix_lm_loss=settings.model.prefix_lm_loss,
     )
 

@@ -227,7 +227,8 @@ def test_borders_outside_of_the_store_are_found(name: str, tokenizer: Tokenizer,
     content = (tmp_path / "store" / name).read_bytes()
     (tmp_path / "store" / name).write_bytes(content[:4] + b"\0\0\1\0" + content[8:])
     with pytest.raises(DataError, match=r"store was changed after it was made \(a border"):
-        store.tokens_at(store.sentence_starts(store.document_starts(np.array([1]))))
+        store.sentence_starts(store.document_starts(np.arange(store.documents_num)))
+        store.tokens_at(store.sentence_starts(np.arange(store.sentences_num)))
 
 
 @pytest.mark.parametrize("shard_tokens", [3, 100])
