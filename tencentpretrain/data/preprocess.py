@@ -16,7 +16,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -38,6 +38,7 @@ from tencentpretrain.data.corpora import (
     read_texts,
 )
 from tencentpretrain.data.duplicates import Deduplicator, digests_of, documents_within
+from tencentpretrain.data.processors.base import Processor
 from tencentpretrain.data.store import CONTINUES, COUNTS, Array, TokenStore
 from tencentpretrain.data.writer import PROGRESS, SHARD_TOKENS, StoreWriter, check_replaceable, token_dtype
 from tencentpretrain.errors import DataError, UserError
@@ -143,7 +144,7 @@ def preprocess(
     tgt_tokenizer: Tokenizer | None = None,
     segmenter: Segmenter | None = None,
     block_size: int = BLOCK_SIZE,
-    several_documents: bool = False,
+    problem: Callable[[int, int], str] = Processor.problem,
 ) -> CorpusReport:
     """Write the token store `config.dataset_path` from the corpus `config.corpus_path`.
 
@@ -152,7 +153,7 @@ def preprocess(
         options: data options of the user that the store remembers.
         tgt_tokenizer: of the second text of each pair, where it is another one.
         segmenter: finds words, if the store shall know them.
-        several_documents: whether a corpus of one document is of no use.
+        problem: why a corpus of so many documents and sentences is of no use (see `Processor.problem`).
 
     Raises:
         DataError: an unusable corpus, too many bad lines, a path that something else has, or a full disk.
@@ -181,8 +182,7 @@ def preprocess(
             writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, words, SHARD_TOKENS, state)
             run = _Run(writer, files, config, how, runs, points, block_size)
             report = run.write()
-            if config.part in (None, (1, 1)):
-                _check_usable(writer, files, report, several_documents)
+            _check_usable(writer, files, report, problem, config.part)
             run.close()
             writer.close(options or {}, corpus | report.as_json())
         (path / PROGRESS).unlink()  # only now: until the store has its name, a run can go on from there
@@ -351,19 +351,27 @@ class _Run:
 
 
 def _check_usable(
-    writer: StoreWriter, files: list[CorpusFile], report: CorpusReport, several_documents: bool
+    writer: StoreWriter,
+    files: list[CorpusFile],
+    report: CorpusReport,
+    problem: Callable[[int, int], str],
+    part: tuple[int, int] | None,
 ) -> None:
+    """Refuse a corpus that is of no use; of a part say so, as the others may make it good."""
     names = ", ".join(str(file.path) for file in files[:3]) + (" …" if len(files) > 3 else "")
     tokens, sentences, documents = (writer.count(what) for what in COUNTS)
-    if not tokens:
+    is_part = part not in (None, (1, 1))
+    if tokens:
+        why = problem(documents, sentences)
+    else:
         why = str(report) or ("all lines are blank." if report.lines_num else "it is empty.")
-        raise DataError(f"{names}: nothing in this corpus can be used: {why}")
-    if several_documents and documents == 1 and sentences > 1:
-        raise DataError(
-            f"{names}: no empty line separates documents, so the corpus is one document of "
-            f"{sentences:,} sentences; put an empty line after each document, or choose a "
-            "--data_processor that takes a document a line (mlm, lm)."
+        why = "" if is_part else f"nothing in this corpus can be used: {why}"
+    if why and is_part:
+        print(
+            f"{names}, this part: {why} If all parts are like that, they cannot be joined.", file=sys.stderr
         )
+    elif why:
+        raise DataError(f"{names}: {why}")
 
 
 def tokenise(block: Block, how: How) -> Tokenised:

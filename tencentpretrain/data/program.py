@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tencentpretrain.config import (
@@ -33,7 +33,7 @@ class Job(NamedTuple):
     tgt_tokenizer: Tokenizer | None
     notes: list[str]  # about options without effect
     words: bool  # whether the store shall know the words of the texts
-    several_documents: bool  # whether a corpus of one document is of no use
+    problem: Callable[[int, int], str]  # that of the processor with a corpus
 
     def run(self) -> CorpusReport:
         segmenter = Segmenter(self.config.user_dict_path) if self.words else None
@@ -44,7 +44,7 @@ class Job(NamedTuple):
             self.options,
             self.tgt_tokenizer,
             segmenter,
-            several_documents=self.several_documents,
+            problem=self.problem,
         )
 
 
@@ -78,5 +78,4 @@ def read_job(arguments: Sequence[str] | None = None) -> Job:
     notes = options.notes
     if config.part is not None and config.dedup is not None:
         notes.append("--dedup compares the documents of this part of the corpus only, not those of others.")
-    several = processor.several_documents
-    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, notes, words, several)
+    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, notes, words, processor.problem)

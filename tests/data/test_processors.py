@@ -361,7 +361,7 @@ def test_datasets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     empty = write_store(tmp_path / "empty", [])
     with pytest.raises(DataError, match="no document has two sentences"):
         make("bert", lines)
-    with pytest.raises(DataError, match="one document only"):
+    with pytest.raises(DataError, match="one document of"):
         make("bert", one)
     with pytest.raises(DataError, match=r"layout 'labelled'.*'bert' needs 'sentences'"):
         make("bert", labelled)

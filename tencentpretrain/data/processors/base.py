@@ -55,7 +55,6 @@ class Processor:
     two_vocabularies: ClassVar[bool] = False  # whether its two texts may have a tokenizer each
     roles: ClassVar[tuple[str, ...]] = ()  # the special tokens it puts into rows
     shortest: ClassVar[int] = 4  # the least seq_length
-    several_documents: ClassVar[bool] = False  # whether it needs more than one
     plans_differ: ClassVar[bool] = False  # whether epochs consist of different samples
     masks_words: ClassVar[bool] = False  # whether it hides tokens, with whole_word_masking whole words
 
@@ -92,6 +91,11 @@ class Processor:
             )
         for role in cls.roles:
             tokenizer.require(role)
+
+    @classmethod
+    def problem(cls, documents_num: int, sentences_num: int) -> str:
+        """Why a corpus of so many documents and sentences is of no use; empty: it is."""
+        return ""
 
     def plan(self, epoch: int) -> Ints:
         """The keys [n] of the samples of an epoch, in the order of the corpus."""

@@ -49,27 +49,30 @@ class BertProcessor(Processor):
     provides = ("input_ids", "segment_ids", "mlm_labels", "sp_labels")
     roles = ("cls", "sep", "mask")
     masks_words = True
-    several_documents = True
     plans_differ = True
     shortest = 5
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
-        self._check(store)
+        if problem := self.problem(store.documents_num, store.sentences_num):
+            raise DataError(f"{store.path}: {problem}")
         self._room = config.seq_length - 3  # [CLS] a [SEP] b [SEP]
 
-    def _check(self, store: TokenStore) -> None:
-        if store.sentences_num == store.documents_num:
-            raise DataError(
-                f"{store.path}: no document has two sentences, which next sentence prediction needs; data "
-                "processor 'bert' expects a corpus with a sentence a line and empty lines between documents "
-                "(for a document a line there is 'mlm')."
+    @classmethod
+    def problem(cls, documents_num: int, sentences_num: int) -> str:
+        if documents_num == sentences_num:
+            return (
+                "no document has two sentences, which next sentence prediction needs; data processor 'bert' "
+                "expects a corpus with a sentence a line and empty lines between documents (for a document a "
+                "line there is 'mlm')."
             )
-        if store.documents_num == 1:
-            raise DataError(
-                f"{store.path}: there is one document only, so none to take random second segments from; "
-                "data processor 'bert' expects a corpus with empty lines between documents."
+        if documents_num == 1:
+            return (
+                f"no empty line separates documents, so there is one document of {sentences_num:,} "
+                "sentences, and none to take random second segments from; put an empty line after each "
+                "document, or choose a --data_processor that takes a document a line (mlm, lm)."
             )
+        return ""
 
     def plan(self, epoch: int) -> Ints:
         return joined(sample_starts(self.store, lambda sentences: self._following(sentences, epoch)))
