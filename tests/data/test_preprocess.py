@@ -316,6 +316,22 @@ def test_one_document_is_refused_only_where_several_are_needed(
             main()
 
 
+def test_a_log_gets_a_line_of_progress_now_and_then(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for(tmp_path, b"1 2 3\n" * 200)
+    preprocess(config, "documents", tokenizer, block_size=60)
+    assert capsys.readouterr().err == ""  # it takes less than LOG_SECONDS
+    monkeypatch.setattr("tencentpretrain.data.corpora.LOG_SECONDS", 0.0)
+    preprocess(config, "documents", tokenizer, block_size=60)
+    lines = [line.strip("\r") for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) > 3
+    for line in lines:
+        assert re.fullmatch(r"preprocess: \d+ %, [\d.]+k?B of 1.20kB, .*B/s, .* left", line), line
+    done = [int(line.split()[1]) for line in lines]
+    assert done == sorted(done) and done[-1] == 100
+
+
 def test_a_store_is_replaced_only_when_the_new_one_is_complete(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = config_for(tmp_path, b"1\n2\n")
     preprocess(config, "documents", tokenizer)
