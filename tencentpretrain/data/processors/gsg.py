@@ -28,6 +28,9 @@ class GsgProcessor(Processor):
     Which ones says sentence_selection_strategy: the first, random ones, or the principal ones, those with the
     largest ROUGE-1 F1 of themselves and the rest of the text. Sentences that do not fit into tgt_seq_length
     stay in the source, unless none fits: then one is cut. Texts of one sentence make no sample.
+
+    A text has at most seq_length tokens before sentences are taken out of it: so the source always holds what
+    is left, though it fills 70 % of a row at best.
     """
 
     name = "gsg"
