@@ -43,6 +43,7 @@ DTYPES = {  # that of tokens is in meta.json
 CONTINUES = 1 << 31  # added, where they travel together, to the id of a token that goes on with a word
 REMAKE = "make it with preprocess.py"  # what to do about an unusable store
 MANY_SHARDS = 50
+_AT_ONCE = 1 << 16  # borders that are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,6 +140,18 @@ class TokenStore:
             if digest.hexdigest() != file.get("blake2b"):
                 raise self._changed(self.path / name, "its checksum is wrong")
 
+    def check_borders(self) -> None:
+        """Compare the borders of sentences and documents with those before them: a nanosecond each.
+
+        Raises:
+            DataError: they do not ascend, so that whoever used them would read something else.
+        """
+        for shard in self.shards:
+            # Only in a pair of texts with a label one may be empty.
+            for borders, least in ((shard.sentences, self.layout != "labelled"), (shard.documents, 1)):
+                if borders is not None and not _ascend(borders, int(least)):
+                    raise self._changed(self.path, "borders of its sentences or documents do not ascend")
+
     def _changed(self, path: Path, sign: str) -> DataError:
         return DataError(f"{path} was changed after it was made ({sign}); {REMAKE} again.")
 
@@ -207,17 +220,20 @@ class TokenStore:
 
     def _gather(self, ids: Indices, firsts: Indices, look_up: Callable[[Shard, Indices], Array]) -> Indices:
         ids = np.asarray(ids, dtype=np.int64)
-        try:
-            if len(self.shards) == 1:
-                return look_up(self.shards[0], ids).astype(np.int64, copy=False)
-            found = np.empty(ids.shape, dtype=np.int64)
-            where = np.searchsorted(firsts, ids, side="right") - 1
-            for number in np.unique(where):
-                here = where == number
-                found[here] = look_up(self.shards[number], ids[here] - firsts[number])
-            return found
-        except IndexError:
-            raise self._changed(self.path, "a border of sentences or documents lies outside of it") from None
+        if len(self.shards) == 1:
+            return look_up(self.shards[0], ids).astype(np.int64, copy=False)
+        found = np.empty(ids.shape, dtype=np.int64)
+        where = np.searchsorted(firsts, ids, side="right") - 1
+        for number in np.unique(where):
+            here = where == number
+            found[here] = look_up(self.shards[number], ids[here] - firsts[number])
+        return found
+
+
+def _ascend(borders: Array, least: int) -> bool:
+    """Whether borders begin with 0 and grow by `least` or more."""
+    parts = (borders[start : start + _AT_ONCE + 1] for start in range(0, len(borders), _AT_ONCE))
+    return bool(borders[0] == 0) and all((part[:-1] + least <= part[1:]).all() for part in parts)
 
 
 def unmarked(ids: Array) -> Array:

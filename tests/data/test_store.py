@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import pickle
@@ -11,11 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import Documents, documents_in
+from stores import Documents, PlainTokenizer, documents_in, random_documents, write_store
 
+from tencentpretrain.config.data import DataConfig
+from tencentpretrain.data.loader import Loader
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.writer import StoreWriter, check_replaceable
 from tencentpretrain.errors import DataError, UserError
+from tencentpretrain.registry import PROCESSORS
 from tencentpretrain.tokenizers import Tokenizer
 
 SOME: Documents = [[[5, 6], [7]], [[8, 9, 10]], [[11], [12], [13, 14]], [[15]]]
@@ -221,14 +225,38 @@ def test_verify_covers_all_of_a_store(
         TokenStore.open(tmp_path / "store").verify()
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["sentences", "documents"]), st.integers(0, 10_000), st.integers(0, 7))
+def test_a_flipped_bit_of_a_border_never_leads_elsewhere(
+    tmp_path_factory: pytest.TempPathFactory, name: str, place: int, bit: int
+) -> None:
+    """A border that is still between its neighbours gives other samples; nothing gives another error."""
+    path = tmp_path_factory.mktemp("flipped") / "store"
+    write_store(path, random_documents(12, (2, 6)))
+    content = bytearray((path / f"00000.{name}").read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    (path / f"00000.{name}").write_bytes(content)
+    for processor in ("bert", "mlm", "lm", "bart", "gsg"):
+        with contextlib.suppress(DataError):
+            config = DataConfig(data_processor=processor, seq_length=16)
+            made = PROCESSORS[processor](TokenStore.open(path), config, PlainTokenizer(2**16))
+            for _ in Loader(made, 16, 7).one_pass():
+                pass
+
+
+@pytest.mark.parametrize("at_once", [2, 100])
 @pytest.mark.parametrize("name", ["00000.sentences", "00000.documents"])
-def test_borders_outside_of_the_store_are_found(name: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    store = write(tmp_path / "store", tokenizer, SOME)
+def test_borders_that_do_not_ascend_are_found(
+    name: str, at_once: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tencentpretrain.data.store._AT_ONCE", at_once)
+    write(tmp_path / "store", tokenizer, SOME)
     content = (tmp_path / "store" / name).read_bytes()
-    (tmp_path / "store" / name).write_bytes(content[:4] + b"\0\0\1\0" + content[8:])
-    with pytest.raises(DataError, match=r"store was changed after it was made \(a border"):
-        store.sentence_starts(store.document_starts(np.arange(store.documents_num)))
-        store.tokens_at(store.sentence_starts(np.arange(store.sentences_num)))
+    TokenStore.open(tmp_path / "store").check_borders()
+    for place in range(0, len(content) - 4, 4):
+        (tmp_path / "store" / name).write_bytes(content[:place] + b"\xff\0\0\0" + content[place + 4 :])
+        with pytest.raises(DataError, match=r"store was changed after it was made \(borders"):
+            TokenStore.open(tmp_path / "store").check_borders()
 
 
 @pytest.mark.parametrize("shard_tokens", [3, 100])

@@ -42,7 +42,8 @@ class Processor:
 
     Raises:
         ConfigError: `seq_length` is too small.
-        DataError: the dataset is empty, or is laid out for other processors; a special token is missing.
+        DataError: the dataset is empty, damaged or laid out for other processors; a special token is
+            missing.
     """
 
     name: ClassVar[str]
@@ -67,6 +68,7 @@ class Processor:
                 f"needs '{self.layout}'; make it with preprocess.py --data_processor {self.name}."
             )
         self.check(config, tokenizer)
+        store.check_borders()
         # Some vocabularies have no [PAD]; segment 0 says what is padding, so any id that is never hidden will
         # do.
         special = min(tokenizer.special_ids, default=0)
