@@ -26,9 +26,8 @@ from hypothesis import strategies as st
 from stores import FIRST_ORDINARY, Documents, documents_in
 
 from tencentpretrain.config import PreprocessConfig
-from tencentpretrain.data import preprocess as module
-from tencentpretrain.data import writer
-from tencentpretrain.data.corpora import PROMPT
+from tencentpretrain.data import tokenising, writer
+from tencentpretrain.data.lines import PROMPT
 from tencentpretrain.data.merge import MergeConfig, merge
 from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.data.store import TokenStore
@@ -273,7 +272,7 @@ def test_a_line_of_ten_megabytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     "text", ["12 34，中文a,b." * 30_000, "中文" * 200_000, "1 " * 65_535 + "99 " * 70_000]
 )
 def test_long_texts_are_cut_where_nothing_changes(text: str, tokenizer: Tokenizer) -> None:
-    tokens, lengths = module._encode(["5", text, "7"], tokenizer, "uint16")
+    tokens, lengths = tokenising._encode(["5", text, "7"], tokenizer, "uint16")
     assert tokens.tolist() == [5 + FIRST_ORDINARY, *tokenizer.encode(text), 7 + FIRST_ORDINARY]
     assert lengths.tolist() == [1, len(tokens) - 2, 1]
 
