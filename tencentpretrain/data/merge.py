@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from tencentpretrain.config.data import DataConfig
 from tencentpretrain.config.options import option
 from tencentpretrain.data.preprocess import EXAMPLES
 from tencentpretrain.data.store import COUNTS, SIDES, TokenStore, checksum
@@ -110,12 +109,8 @@ def _problem(store: TokenStore, joined: dict[str, Any]) -> str:
     """Why parts, of which `store` is one, are of no use to the processor they were made for; empty: they are.
     What is no part was checked when it was made.
     """
-    name = store.options.get("data_processor", DataConfig.data_processor)
-    if (
-        "part" not in store.meta["corpus"]
-        or name not in PROCESSORS
-        or PROCESSORS[name].layout != store.layout
-    ):
+    name = store.meta["corpus"].get("part", {}).get("processor")
+    if name not in PROCESSORS:
         return ""
     found: str = PROCESSORS[name].problem(joined["documents_num"], joined["sentences_num"])
     return found

@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,7 +96,7 @@ def preprocess(
     tgt_tokenizer: Tokenizer | None = None,
     segmenter: Segmenter | None = None,
     block_size: int = BLOCK_SIZE,
-    problem: Callable[[int, int], str] = Processor.problem,
+    processor: type[Processor] = Processor,
 ) -> CorpusReport:
     """Write the token store `config.dataset_path` from the corpus `config.corpus_path`.
 
@@ -105,7 +105,7 @@ def preprocess(
         options: data options of the user that the store remembers.
         tgt_tokenizer: of the second text of each pair, where it is another one.
         segmenter: finds words, if the store shall know them.
-        problem: why a corpus of so many documents and sentences is of no use (see `Processor.problem`).
+        processor: what the store is made for; default: for any.
 
     Raises:
         DataError: an unusable corpus, too many bad lines, a path that something else has, or a full disk.
@@ -117,6 +117,8 @@ def preprocess(
     if config.part is not None:
         sizes = "".join(f"{file.path.name} {file.size}\n" for file in files)
         corpus["part"] = {"number": config.part[0], "of": config.part[1], "corpus": _digest(sizes)}
+        if processor is not Processor:
+            corpus["part"]["processor"] = processor.name
         files = part_of(files, *config.part, layout)
     how = How(layout, tokenizer, tgt_tokenizer, config.dedup is not None, segmenter)
     words = None if segmenter is None else segmenter.description
@@ -134,7 +136,7 @@ def preprocess(
             writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, words, SHARD_TOKENS, state)
             run = _Run(writer, files, config, how, runs, points, block_size)
             report = run.write()
-            _check_usable(writer, files, report, problem, config.part)
+            _check_usable(writer, files, report, processor, config.part)
             run.close()
             writer.close(options or {}, corpus | report.as_json())
         (path / PROGRESS).unlink()  # only now: until the store has its name, a run can go on from there
@@ -306,7 +308,7 @@ def _check_usable(
     writer: StoreWriter,
     files: list[CorpusFile],
     report: CorpusReport,
-    problem: Callable[[int, int], str],
+    processor: type[Processor],
     part: tuple[int, int] | None,
 ) -> None:
     """Refuse a corpus that is of no use; of a part say so, as the others may make it good."""
@@ -314,7 +316,7 @@ def _check_usable(
     tokens, sentences, documents = (writer.count(what) for what in COUNTS)
     is_part = part not in (None, (1, 1))
     if tokens:
-        why = problem(documents, sentences)
+        why = processor.problem(documents, sentences)
     else:
         why = str(report) or ("all lines are blank." if report.lines_num else "it is empty.")
         why = "" if is_part else f"nothing in this corpus can be used: {why}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from tencentpretrain.config import (
@@ -15,6 +15,7 @@ from tencentpretrain.config import (
     as_json,
 )
 from tencentpretrain.data.preprocess import CorpusReport, preprocess
+from tencentpretrain.data.processors.base import Processor
 from tencentpretrain.data.words import Segmenter, is_chinese
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.registry import PROCESSORS
@@ -33,7 +34,7 @@ class Job(NamedTuple):
     tgt_tokenizer: Tokenizer | None
     notes: list[str]  # about options without effect
     words: bool  # whether the store shall know the words of the texts
-    problem: Callable[[int, int], str]  # that of the processor with a corpus
+    processor: type[Processor]
 
     def run(self) -> CorpusReport:
         segmenter = Segmenter(self.config.user_dict_path) if self.words else None
@@ -44,7 +45,7 @@ class Job(NamedTuple):
             self.options,
             self.tgt_tokenizer,
             segmenter,
-            problem=self.problem,
+            processor=self.processor,
         )
 
 
@@ -78,4 +79,4 @@ def read_job(arguments: Sequence[str] | None = None) -> Job:
     notes = options.notes
     if config.part is not None and config.dedup is not None:
         notes.append("--dedup compares the documents of this part of the corpus only, not those of others.")
-    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, notes, words, processor.problem)
+    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, notes, words, processor)
