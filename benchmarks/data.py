@@ -2,8 +2,10 @@
 
 Each round tokenises the same lines with the library alone (`encode_batch_fast`, lines in memory, result
 thrown away) and with preprocess.py's function (file to finished token store), one after the other, in
-processes of their own. Then the same text in other forms, and corpora of growing size and of odd shape:
-memory is that of the main process and of the largest worker.
+processes of their own. Then the same text in other forms, and corpora of growing size and of odd shape.
+Speed is MB of text, whatever form it has on disk, from the beginning of the work to its end: starting the
+processes and filling their tables of words is part of it, which the row of a single line shows, and which a
+corpus of 20 MB still feels. Memory is that of the main process and of the largest worker.
 
     python benchmarks/data.py --megabytes 20 --rounds 3 --largest 200
 """
@@ -48,7 +50,7 @@ def bare(corpus: Path, vocabulary: Path, _: int, __: str, ___: str) -> None:
 
     rust = BertWordPieceTokenizer(str(vocabulary))._tokenizer
     lines = corpus.read_text(encoding="utf-8").splitlines()
-    with measured(corpus):
+    with measured():
         for start in range(0, len(lines), LINES):
             rust.encode_batch_fast(lines[start : start + LINES], add_special_tokens=False)
 
@@ -65,7 +67,7 @@ def ours(corpus: Path, vocabulary: Path, processes_num: int, layout: str, dedup:
         processes_num=processes_num,
         dedup=dedup or None,
     )
-    with measured(corpus):
+    with measured():
         preprocess(config, layout, tokenizer)
 
 
@@ -78,9 +80,6 @@ def own_peak() -> float:
 class measured:  # noqa: N801 (used as a statement)
     """Print time, CPU time and peak memory of what is inside, as JSON."""
 
-    def __init__(self, corpus: Path) -> None:
-        self.megabytes = corpus.stat().st_size / 1e6
-
     def __enter__(self) -> None:
         self.wall, self.cpu = time.perf_counter(), self._cpu()
 
@@ -90,7 +89,7 @@ class measured:  # noqa: N801 (used as a statement)
             "worker_memory": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024,
         }
         wall, cpu = time.perf_counter() - self.wall, self._cpu() - self.cpu
-        print(json.dumps({"speed": self.megabytes / wall, "cpu_speed": self.megabytes / cpu, **memory}))
+        print(json.dumps({"seconds": wall, "cpu_seconds": cpu, **memory}))
 
     @staticmethod
     def _cpu() -> float:
@@ -118,14 +117,20 @@ def run(
     return result
 
 
-def row(name: str, results: list[Result], processes_num: int = 1) -> tuple[float, float]:
+def row(name: str, results: list[Result], size: int, processes_num: int = 1) -> tuple[float, float]:
+    """Print medians; `size` is the number of bytes of text."""
+
     def middle(key: str) -> float:
         return statistics.median(result[key] for result in results)
 
-    speed, cpu_speed = middle("speed") / processes_num, middle("cpu_speed")
+    speed, cpu_speed = (size / 1e6 / middle(key) for key in ("seconds", "cpu_seconds"))
+    speed /= processes_num
     memory, worker_memory = (max(result[key] for result in results) for key in ("memory", "worker_memory"))
     workers = f"{worker_memory:12.0f}" if worker_memory else f"{'–':>12}"
-    print(f"{name:34} {speed:12.2f} {cpu_speed:14.2f} {memory:10.0f} {workers}", flush=True)
+    print(
+        f"{name:38} {middle('seconds'):8.2f} {speed:12.2f} {cpu_speed:14.2f} {memory:10.0f} {workers}",
+        flush=True,
+    )
     return speed, cpu_speed
 
 
@@ -157,23 +162,33 @@ def main() -> None:
                     file.write(text)
             return path
 
-        print(f"{'':34} {'MB/s/process':>12} {'MB/CPU-second':>14} {'MB memory':>10} {'of a worker':>12}")
+        print(
+            f"{'':38} {'seconds':>8} {'MB/s/process':>12} {'MB/CPU-second':>14} {'MB memory':>10} "
+            f"{'of a worker':>12}"
+        )
+        line = folder / "line.txt"
+        line.write_bytes(text[: text.index(b"\n") + 1])
+        for number in (1, 2):
+            result = run("ours", line, vocabulary, number)
+            row(f"one line, {number} processes", [result], line.stat().st_size, number)
         corpus = corpus_of(arguments.megabytes)
+        size = corpus.stat().st_size
         pairs = [
             (run("bare", corpus, vocabulary), run("ours", corpus, vocabulary))
             for _ in range(arguments.rounds)
         ]
-        library = row("tokenizers, encode_batch_fast", [pair[0] for pair in pairs])
-        one = row("preprocess, 1 process", [pair[1] for pair in pairs])
+        library = row("tokenizers, encode_batch_fast", [pair[0] for pair in pairs], size)
+        one = row("preprocess, 1 process", [pair[1] for pair in pairs], size)
         print(f"  ratio: {one[0] / library[0]:.2f} by time, {one[1] / library[1]:.2f} by CPU time")
         for path in other_forms(corpus):
-            row(f"  {path.name}, per compressed MB", [run("ours", path, vocabulary)])
+            row(f"  {path.name}", [run("ours", path, vocabulary)], size)
         for megabytes in (arguments.largest // 100, arguments.largest // 10, arguments.largest):
             corpus = corpus_of(max(megabytes, 1))
-            row(f"preprocess, 2 processes, {corpus.stem} MB", [run("ours", corpus, vocabulary, 2)], 2)
+            size = corpus.stat().st_size
+            row(f"preprocess, 2 processes, {corpus.stem} MB", [run("ours", corpus, vocabulary, 2)], size, 2)
             if megabytes == arguments.largest:
                 result = run("ours", corpus, vocabulary, 2, "documents", "exact")
-                row("  --dedup exact (almost all dropped)", [result], 2)
+                row("  --dedup exact (almost all dropped)", [result], size, 2)
             corpus.unlink()
         document = folder / "document.txt"
         repeated = text * max(1, round(arguments.document * 1e6 / len(text)))
@@ -186,12 +201,14 @@ def main() -> None:
             ),
         ):
             document.write_bytes(content)
-            row(what, [run("ours", document, vocabulary, 2, layout)], 2)
-            row("  --dedup exact", [run("ours", document, vocabulary, 2, layout, "exact")], 2)
+            size = len(content)
+            row(what, [run("ours", document, vocabulary, 2, layout)], size, 2)
+            row("  --dedup exact", [run("ours", document, vocabulary, 2, layout, "exact")], size, 2)
         with document.open("w", encoding="utf-8") as file:
             file.writelines(f"{number} is a number\n" for number in range(arguments.lines))
-        row(f"{arguments.lines:,} documents of one line", [run("ours", document, vocabulary, 2)], 2)
-        row("  --dedup exact", [run("ours", document, vocabulary, 2, "documents", "exact")], 2)
+        size = document.stat().st_size
+        row(f"{arguments.lines:,} documents of one line", [run("ours", document, vocabulary, 2)], size, 2)
+        row("  --dedup exact", [run("ours", document, vocabulary, 2, "documents", "exact")], size, 2)
 
 
 def other_forms(corpus: Path) -> list[Path]:

@@ -77,7 +77,12 @@ class PretrainConfig:
         "The run ends after so many validations in a row without a lower loss; its best weights are kept.",
         minimum=1,
     )
-    workers_num: int = option(0, "Processes that build batches; the result does not depend on it.", minimum=0)
+    workers_num: int | None = option(
+        None,
+        "Processes that build batches, of each training process; the result does not depend on it; default: "
+        "1 beside a GPU, 0 on the CPU.",
+        minimum=0,
+    )
     labels_num: int | None = option(
         None, "Classes of the cls target; default: as many as the dataset has.", minimum=2
     )

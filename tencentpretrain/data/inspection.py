@@ -185,10 +185,12 @@ def inspect(config: InspectConfig, data: DataConfig) -> Sequence[str]:
         UserError: a file was changed, or the data processor cannot use the store.
     """
     store = TokenStore.open(config.dataset_path)
+    if config.verify_dataset:
+        store.verify()
+    store.check_borders()
     lengths = Lengths(store)
     found = [describe(store, lengths)]
     if config.verify_dataset:
-        store.verify()
         found.append("Every file has its checksum, and the tokenizer is the one it was made with.")
     path = Path(config.output_path or f"{store.path}-lengths.png")
     lengths.draw(path, store.path.name)

@@ -193,7 +193,7 @@ class Loader:
         self._rank = rank
         self._world_size = world_size
         self._builder = _Builder(processor, targets, trim, prefix_lm_loss)
-        self._workers_num = workers_num
+        self.workers_num = workers_num
         self._pin_memory = pin_memory
         self._packing = processor.config.packing
         if self._packing and not _can_be_packed(processor.name):
@@ -242,7 +242,7 @@ class Loader:
             self._builder,
             sampler=requests,
             batch_size=None,
-            num_workers=self._workers_num,
+            num_workers=self.workers_num,
             pin_memory=self._pin_memory,
             worker_init_fn=leave_signals_to_the_main_process,
             # Without it each pass would advance the generator of dropout, and resuming would differ.

@@ -14,6 +14,7 @@ from tencentpretrain.data.store import COUNTS, SIDES, TokenStore, checksum
 from tencentpretrain.data.writer import check_replaceable
 from tencentpretrain.errors import DataError
 from tencentpretrain.files import complete_directory, remove_leftovers, write_json
+from tencentpretrain.registry import PROCESSORS
 
 SUMS = ("lines_num", "bad_lines_num", "empty_num", "duplicates_num")
 ALIKE = ("layout", "dtype", "tokenizer", "tgt_tokenizer", "words")  # what stores must agree in
@@ -56,6 +57,9 @@ def merge(config: MergeConfig) -> TokenStore:
     _ = stores[0].tokenizer, stores[0].tgt_tokenizer  # which are taken over: refused if they were changed
     if not any(store.tokens_num for store in stores):
         raise DataError(f"{', '.join(config.input_paths)}: there is nothing in these token stores.")
+    joined = _joined(stores)
+    if why := _problem(stores[0], joined):
+        raise DataError(f"{', '.join(config.input_paths)}: {why}")
     remove_leftovers(path)
     with complete_directory(path) as directory:
         shards = [
@@ -67,7 +71,7 @@ def merge(config: MergeConfig) -> TokenStore:
         for side in SIDES:
             if side in stores[0].meta:
                 shutil.copytree(stores[0].path / side, directory / side)
-        meta = stores[0].meta | _joined(stores) | {"shards": shards}
+        meta = stores[0].meta | joined | {"shards": shards}
         write_json(directory / "meta.json", meta | {"checksum": checksum(meta)})
     return TokenStore.open(path)
 
@@ -99,6 +103,17 @@ def _in_order(stores: list[TokenStore]) -> list[TokenStore]:
     if len(stores) > first["of"]:
         raise DataError(f"of {first['of']} parts {len(stores)} are given; leave out what is there twice.")
     return [by_number[number] for number in sorted(by_number)]
+
+
+def _problem(store: TokenStore, joined: dict[str, Any]) -> str:
+    """Why parts, of which `store` is one, are of no use to the processor they were made for; empty: they are.
+    What is no part was checked when it was made.
+    """
+    name = store.meta["corpus"].get("part", {}).get("processor")
+    if name not in PROCESSORS:
+        return ""
+    found: str = PROCESSORS[name].problem(joined["documents_num"], joined["sentences_num"])
+    return found
 
 
 def _link_shard(source: Path, target: Path, number: int, entry: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from tencentpretrain.data.processors.base import EMPTY, Arrays, Processor, padding_of
+from tencentpretrain.data.processors.plans import CHUNK, joined
 from tencentpretrain.data.random import Ints, Purpose, shuffled, streams
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import ConfigError, DataError
@@ -115,11 +116,10 @@ class MixtureProcessor(Processor):
         return [samples * weight / self._epoch_size(source, 0) for source, weight in enumerate(self.weights)]
 
     def plan(self, epoch: int) -> Ints:
-        return np.concatenate(
-            [
-                self._take(source, self._given(source, epoch), self._given(source, epoch + 1))
-                for source in range(len(self.processors))
-            ]
+        return joined(
+            keys
+            for source in range(len(self.processors))
+            for keys in self._take(source, self._given(source, epoch), self._given(source, epoch + 1))
         )
 
     def _given(self, source: int, epoch: int) -> int:
@@ -135,19 +135,21 @@ class MixtureProcessor(Processor):
                 raise DataError(f"{processor.store.path}: '{self.name}' finds no samples in it.")
         return sizes[epoch]
 
-    def _take(self, source: int, begin: int, end: int) -> Ints:
-        """Samples begin … end of the endless shuffled stream of a source."""
-        found, epoch, first = [], 0, 0  # `first`: samples of the epochs before
+    def _take(self, source: int, begin: int, end: int) -> Iterator[Ints]:
+        """Samples begin … end of the endless shuffled stream of a source, some at a time."""
+        epoch, first = 0, 0  # `first`: samples of the epochs before
         while first < end:
             size = self._epoch_size(source, epoch)
             if first + size > begin:
-                offsets = np.arange(max(begin - first, 0), min(end - first, size))
                 order = streams(self.config.seed, Purpose.SOURCES, source, epoch)
-                keys = self.processors[source].plan(epoch)[shuffled(offsets, size, order)]
-                assert epoch < _EPOCHS and keys.max(initial=0) < 1 << _EPOCH
-                found.append((source << _SOURCE) + (epoch << _EPOCH) + keys)
+                plan = self.processors[source].plan(epoch)
+                last = min(end - first, size)
+                for low in range(max(begin - first, 0), last, CHUNK):
+                    keys = plan[shuffled(np.arange(low, min(low + CHUNK, last)), size, order)]
+                    assert epoch < _EPOCHS and keys.max(initial=0) < 1 << _EPOCH
+                    yield (source << _SOURCE) + (epoch << _EPOCH) + keys
+                del plan  # before the next one is made
             first, epoch = first + size, epoch + 1
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
 
     def lengths(self, keys: Ints, epochs: Ints) -> Ints:
         found = np.empty_like(keys)

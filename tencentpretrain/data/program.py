@@ -15,6 +15,7 @@ from tencentpretrain.config import (
     as_json,
 )
 from tencentpretrain.data.preprocess import CorpusReport, preprocess
+from tencentpretrain.data.processors.base import Processor
 from tencentpretrain.data.words import Segmenter, is_chinese
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.registry import PROCESSORS
@@ -33,7 +34,7 @@ class Job(NamedTuple):
     tgt_tokenizer: Tokenizer | None
     notes: list[str]  # about options without effect
     words: bool  # whether the store shall know the words of the texts
-    several_documents: bool  # whether a corpus of one document is of no use
+    processor: type[Processor]
 
     def run(self) -> CorpusReport:
         segmenter = Segmenter(self.config.user_dict_path) if self.words else None
@@ -44,7 +45,7 @@ class Job(NamedTuple):
             self.options,
             self.tgt_tokenizer,
             segmenter,
-            several_documents=self.several_documents,
+            processor=self.processor,
         )
 
 
@@ -78,5 +79,4 @@ def read_job(arguments: Sequence[str] | None = None) -> Job:
     notes = options.notes
     if config.part is not None and config.dedup is not None:
         notes.append("--dedup compares the documents of this part of the corpus only, not those of others.")
-    several = processor.several_documents
-    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, notes, words, several)
+    return Job(config, processor.layout, tokenizer, given, tgt_tokenizer, notes, words, processor)

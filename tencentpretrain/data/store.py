@@ -43,7 +43,7 @@ DTYPES = {  # that of tokens is in meta.json
 CONTINUES = 1 << 31  # added, where they travel together, to the id of a token that goes on with a word
 REMAKE = "make it with preprocess.py"  # what to do about an unusable store
 MANY_SHARDS = 50
-QUICK_TOKENS = 2**28  # bytes of tokens that are read in a moment
+_AT_ONCE = 1 << 16  # borders that are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,34 +120,40 @@ class TokenStore:
         """The same store, which `marks_words`."""
         return TokenStore(self.path, self.meta, self.shards, marks_words=True)
 
-    def verify(self, quick: bool = False) -> None:
-        """Compare files with their checksums, all of them or what can be read before every training.
-
-        Args:
-            quick: leave out tokens of more than QUICK_TOKENS bytes: `tokens_at` finds ids that cannot be. The
-                other files are small beside them, and every epoch begins with reading them.
+    def verify(self) -> None:
+        """Compare every file with its checksum.
 
         Raises:
             UserError: a file was changed, or the tokenizer is not there.
         """
         if self.meta.get("checksum", "") not in ("", checksum(self.meta)):  # older stores have none
-            raise DataError(self._changed("meta.json"))
+            raise self._changed(self.path / "meta.json", "its checksum is wrong")
         for side in SIDES:
             if side in self.meta:
                 self._load_tokenizer(side)
         files = {name: file for entry in self.meta["shards"] for name, file in entry["files"].items()}
-        tokens_size = sum(file["size"] for name, file in files.items() if name.endswith(".tokens"))
         for name, file in files.items():
-            if not (quick and name.endswith(".tokens") and tokens_size > QUICK_TOKENS):
-                digest = hashlib.blake2b(digest_size=16)
-                with (self.path / name).open("rb") as handle:
-                    while block := handle.read(1 << 20):
-                        digest.update(block)
-                if digest.hexdigest() != file.get("blake2b"):
-                    raise DataError(self._changed(name))
+            digest = hashlib.blake2b(digest_size=16)
+            with (self.path / name).open("rb") as handle:
+                while block := handle.read(1 << 20):
+                    digest.update(block)
+            if digest.hexdigest() != file.get("blake2b"):
+                raise self._changed(self.path / name, "its checksum is wrong")
 
-    def _changed(self, name: str) -> str:
-        return f"{self.path / name} was changed after it was made (its checksum is wrong); {REMAKE} again."
+    def check_borders(self) -> None:
+        """Compare the borders of sentences and documents with those before them: a nanosecond each.
+
+        Raises:
+            DataError: they do not ascend, so that whoever used them would read something else.
+        """
+        for shard in self.shards:
+            # Only in a pair of texts with a label one may be empty.
+            for borders, least in ((shard.sentences, self.layout != "labelled"), (shard.documents, 1)):
+                if borders is not None and not _ascend(borders, int(least)):
+                    raise self._changed(self.path, "borders of its sentences or documents do not ascend")
+
+    def _changed(self, path: Path, sign: str) -> DataError:
+        return DataError(f"{path} was changed after it was made ({sign}); {REMAKE} again.")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -176,10 +182,8 @@ class TokenStore:
         ids = self._gather(positions, self._first_tokens, _marked if self.marks_words else _tokens)
         plain = unmarked(ids) if self.marks_words else ids
         if ids.size and (largest := plain.max()) >= self._vocab_size:
-            raise DataError(
-                f"{self.path} was changed after it was made (id {largest} in its tokens, but the vocabulary "
-                f"has {self._vocab_size}); {REMAKE} again."
-            )
+            sign = f"id {largest} in its tokens, but the vocabulary has {self._vocab_size}"
+            raise self._changed(self.path, sign)
         return ids
 
     def sentence_starts(self, sentences: Indices) -> Indices:
@@ -224,6 +228,12 @@ class TokenStore:
             here = where == number
             found[here] = look_up(self.shards[number], ids[here] - firsts[number])
         return found
+
+
+def _ascend(borders: Array, least: int) -> bool:
+    """Whether borders begin with 0 and grow by `least` or more."""
+    parts = (borders[start : start + _AT_ONCE + 1] for start in range(0, len(borders), _AT_ONCE))
+    return bool(borders[0] == 0) and all((part[:-1] + least <= part[1:]).all() for part in parts)
 
 
 def unmarked(ids: Array) -> Array:

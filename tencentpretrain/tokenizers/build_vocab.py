@@ -18,15 +18,8 @@ from typing import TYPE_CHECKING
 
 from tencentpretrain.config.options import option
 from tencentpretrain.config.shared import CORPUS_PATH
-from tencentpretrain.data.corpora import (
-    CONVERT,
-    Block,
-    CorpusFile,
-    blocks,
-    corpus_files,
-    progress_bar,
-    read_texts,
-)
+from tencentpretrain.data.corpora import Block, CorpusFile, blocks, corpus_files, progress_bar
+from tencentpretrain.data.lines import CONVERT, read_texts
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.files import complete_file
 from tencentpretrain.tokenizers.vocabulary import parse_line, write_merges, write_vocabulary

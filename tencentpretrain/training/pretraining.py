@@ -85,7 +85,13 @@ def deep_init(model: Model) -> None:
         raise ConfigError("--deep_init scales the output layers of a transformer, but the model has none.")
 
 
-def make_loader(settings: Settings, sources: Sequence[Source], engine: Engine, workers_num: int) -> Loader:
+def make_loader(
+    settings: Settings, sources: Sequence[Source], engine: Engine, workers_num: int | None
+) -> Loader:
+    """Batches of this process; `workers_num` None: a process builds them while a GPU makes a step."""
+    on_cpu = engine.device.type == "cpu"
+    if workers_num is None:
+        workers_num = 0 if on_cpu else 1
     kind = PROCESSORS[settings.data.data_processor]
     processors = [kind(source.store, settings.data, source.store.tokenizer) for source in sources]
     weights = [source.weight for source in sources]
@@ -98,7 +104,7 @@ def make_loader(settings: Settings, sources: Sequence[Source], engine: Engine, w
         rank=engine.rank,
         world_size=engine.world_size,
         trim=not engine.compile,  # each length would be compiled anew
-        pin_memory=engine.device.type != "cpu",
+        pin_memory=not on_cpu,
         prefix_lm_loss=settings.model.prefix_lm_loss,
     )
 
@@ -108,7 +114,8 @@ def validation_source(settings: Settings) -> list[Source]:
     if path is None:
         return []
     store = TokenStore.open(path)
-    store.verify(quick=not settings.pretrain.verify_dataset)
+    if settings.pretrain.verify_dataset:
+        store.verify()
     sides = ((each.tokenizer, each.tgt_tokenizer) for each in (store, settings.store))
     one, other = ([tokenizer.fingerprint for tokenizer in side] for side in sides)
     if one != other:

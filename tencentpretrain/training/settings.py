@@ -88,8 +88,9 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         known = {*options_of(ModelConfig), "plugins"}
         options.add_layer(pretrained, {name: value for name, value in description.items() if name in known})
     sources = open_sources(options.get("dataset_path"))
-    for source in sources:
-        source.store.verify(quick=not options.get("verify_dataset"))
+    if options.get("verify_dataset"):
+        for source in sources:
+            source.store.verify()
     store = sources[0].store
     own = _tokenizer_options("", store.tokenizer) | _tokenizer_options("tgt_", store.tgt_tokenizer)
     check_options([source.store for source in sources], options)

@@ -285,7 +285,7 @@ def test_interrupted_runs_and_parts_keep_words(
     file = tmp_path / "store" / "00000.words"
     file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     with pytest.raises(DataError, match=r"00000\.words was changed"):
-        TokenStore.open(tmp_path / "store").verify(quick=True)
+        TokenStore.open(tmp_path / "store").verify()
     file.write_bytes(file.read_bytes()[1:])
     with pytest.raises(DataError, match="truncated"):
         TokenStore.open(tmp_path / "store")

@@ -15,7 +15,8 @@ import pytest
 import zstandard
 
 from tencentpretrain.data import corpora
-from tencentpretrain.data.corpora import Block, CorpusFile, blocks, corpus_files, part_of, read_texts
+from tencentpretrain.data.corpora import Block, CorpusFile, blocks, corpus_files, part_of
+from tencentpretrain.data.lines import Texts, read_texts
 from tencentpretrain.errors import DataError
 
 
@@ -25,7 +26,7 @@ def file_of(path: Path, content: bytes, json_format: bool = False) -> CorpusFile
     return file
 
 
-def read(path: Path, content: bytes, layout: str, json_format: bool = False) -> corpora.Texts:
+def read(path: Path, content: bytes, layout: str, json_format: bool = False) -> Texts:
     """All of a file as one block."""
     (block,) = blocks(file_of(path, content, json_format), 1 << 30)
     return read_texts(block, layout)
@@ -128,7 +129,8 @@ COMPRESS = {"text": bytes, "gzip": gzip.compress, "zstd": zstandard.compress}
 def test_overlong_lines_are_not_kept(
     block_size: int, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(corpora, "LONGEST_LINE", 1000)
+    for module in ("corpora", "lines"):
+        monkeypatch.setattr(f"tencentpretrain.data.{module}.LONGEST_LINE", 1000)
     lines = [b"a", b"b" * 5000, b"c" * 999, b"d", b"e" * 1000, b"", b"f" * 100_000, b"g", b"h" * 2000]
     content = b"\n".join(lines)
     file = file_of(tmp_path / "x.txt", COMPRESS[form](content))

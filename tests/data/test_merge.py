@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -168,3 +169,27 @@ def test_a_part_that_is_done_is_not_done_again(
     before = path.stat().st_ino
     preprocess(config, "sentences", tokenizer, {"seq_length": 64})
     assert path.stat().st_ino != before
+
+
+def test_parts_without_documents_of_several_sentences(
+    vocab_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A document a line, which `bert` cannot use: said when a part is made, refused when they are joined."""
+    program = runpy.run_path(str(ROOT / "preprocess.py"))["main"]
+    (tmp_path / "corpus.txt").write_text("1 2 3\n" * 10)
+    for name in ("1", "2", "good"):
+        if name == "good":
+            (tmp_path / "corpus.txt").write_text("1 2 3\n4 5\n\n" * 10)
+        shard = "2/2" if name == "good" else f"{name}/2"
+        options = {
+            "corpus_path": tmp_path / "corpus.txt", "dataset_path": tmp_path / name, "vocab_path": vocab_path,
+            "data_processor": "bert", "shard": shard,
+        }  # fmt: skip
+        arguments = [f"--{option}={value}" for option, value in options.items()]
+        monkeypatch.setattr(sys, "argv", ["preprocess.py", *arguments])
+        program()
+        said = capsys.readouterr().err
+        assert ("no empty line separates documents" in said) == (name == "1"), said
+    with pytest.raises(DataError, match="no empty line separates documents"):
+        merge(MergeConfig((str(tmp_path / "1"), str(tmp_path / "2")), str(tmp_path / "joined")))
+    assert not (tmp_path / "joined").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from stores import PlainTokenizer, write_store
+from stores import FIRST_ORDINARY, PlainTokenizer, write_store
 
 from tencentpretrain.config import DataConfig, Options
 from tencentpretrain.data.loader import Loader
 from tencentpretrain.data.mixture import MixtureProcessor, _split, check_options, open_sources
 from tencentpretrain.data.processors.base import Processor
+from tencentpretrain.data.store import TokenStore
+from tencentpretrain.data.writer import StoreWriter
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.registry import PROCESSORS
 
@@ -137,3 +140,24 @@ def test_epochs_that_are_alike_are_not_planned_to_be_counted(processors: list[Pr
     mixture.plan(50)
     planned = [len(sizes) for sizes in mixture._sizes]
     assert planned == [1, 1, 1]
+
+
+def test_a_plan_takes_16_bytes_a_sample(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("mixture", "processors.stream"):
+        monkeypatch.setattr(f"tencentpretrain.data.{module}.CHUNK", 2**9)
+    (tmp_path / "store").mkdir()
+    writer = StoreWriter(tmp_path / "store", PlainTokenizer(), "documents")  # type: ignore[arg-type]
+    writer.append(np.full(2**16, FIRST_ORDINARY), np.full(2**15, 2), np.arange(2**15))
+    writer.close({}, {})
+    other = write_store(tmp_path / "other", [[[FIRST_ORDINARY]]] * 100)
+    config = DataConfig(data_processor="mlm", seq_length=8)
+    stores = (TokenStore.open(tmp_path / "store"), other)
+    mixture = MixtureProcessor(
+        [PROCESSORS["mlm"](store, config, PlainTokenizer()) for store in stores], [0.9, 0.1]
+    )
+    mixture.plan(0)
+    tracemalloc.start()
+    plan = mixture.plan(1)  # which has the end of one epoch and the beginning of the next
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert plan.size > 30_000 and peak < 18 * plan.size + 200 * 2**9

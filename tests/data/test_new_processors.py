@@ -20,6 +20,7 @@ from tencentpretrain.data import masking, random
 from tencentpretrain.data.processors import Processor, bart, t5
 from tencentpretrain.data.processors.bart import POISSON
 from tencentpretrain.data.processors.chunks import Chunks
+from tencentpretrain.data.processors.plans import joined
 from tencentpretrain.data.processors.t5 import random_spans
 from tencentpretrain.data.random import Ints, streams
 from tencentpretrain.data.store import TokenStore
@@ -104,8 +105,8 @@ def test_chunks(
     store = write_store(tmp_path_factory.mktemp("chunks") / "store", documents, shard_tokens=shard)
     chunks = Chunks(store, room)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tencentpretrain.data.processors.chunks._CHUNK", part)
-        keys = chunks.plan()
+        patch.setattr("tencentpretrain.data.processors.plans.CHUNK", part)
+        keys = joined(chunks.plan())
     rows = chunks.rows(keys)
     found = [
         [row[used & (sentence == number)].tolist() for number in range(sentence[used].max() + 1)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +17,21 @@ from stores import PlainTokenizer, random_documents, write_store
 
 from tencentpretrain import build_model
 from tencentpretrain.batch import Batch
-from tencentpretrain.config import ModelConfig
+from tencentpretrain.config import ModelConfig, PreprocessConfig, TokenizerConfig
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.loader import LoadedBatch, Loader
 from tencentpretrain.data.packing import pack
+from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.registry import PROCESSORS
+from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.training.settings import packing_problems
 
 TARGETS = {"bert": ("mlm", "sp"), "albert": ("mlm", "sp"), "mlm": ("mlm",), "lm": ("lm",), "llm_sft": ("lm",)}
 LAYOUTS = {"llm_sft": "instructions"}
 WIDTH = 24
+SAMPLES = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +66,34 @@ def test_rows_are_nearly_full() -> None:
     lengths = np.random.default_rng(0).geometric(1 / 60, 8192).clip(1, 128)
     _, rows = pack(lengths, 128)
     assert lengths.sum() / (128 * (rows[-1] + 1)) > 0.99
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="no sample corpora beside the repository")
+@pytest.mark.parametrize(
+    ("name", "corpus"),
+    [
+        ("mlm", "CLUECorpusSmall_sampled.txt"),
+        ("lm", "CLUECorpusSmall_sampled.txt"),
+        ("bert", "CLUECorpusSmall_bert_sampled.txt"),
+        ("llm_sft", "news-commentary-v13-en-zh_sampled.txt"),
+    ],
+)
+def test_rows_of_the_sample_corpora_are_nearly_full(name: str, corpus: str, tmp_path: Path) -> None:
+    path = SAMPLES / "corpora" / corpus
+    if name == "llm_sft":
+        pairs = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()]
+        path = tmp_path / "instructions.jsonl"
+        path.write_text("".join(json.dumps({"instruction": a, "output": b}) + "\n" for a, b in pairs))
+    tokenizer = build_tokenizer(TokenizerConfig(vocab_path=str(SAMPLES / "vocab" / "google_zh_vocab.txt")))
+    store_path = str(tmp_path / "store")
+    preprocess(PreprocessConfig((str(path),), store_path), PROCESSORS[name].layout, tokenizer)
+    store = TokenStore.open(store_path)
+    for width in (256 if name == "llm_sft" else 128, 512):  # no two of most of the pairs fit into 128
+        config = DataConfig(data_processor=name, seq_length=width, packing=True)
+        tokens = rows = 0
+        for loaded in Loader(PROCESSORS[name](store, config, tokenizer), 64, 7, trim=False).one_pass():
+            tokens, rows = tokens + loaded.tokens, rows + len(loaded.batch["input_ids"])
+        assert tokens / (rows * width) >= 0.97
 
 
 @pytest.mark.parametrize("name", TARGETS)

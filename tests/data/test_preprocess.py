@@ -26,9 +26,8 @@ from hypothesis import strategies as st
 from stores import FIRST_ORDINARY, Documents, documents_in
 
 from tencentpretrain.config import PreprocessConfig
-from tencentpretrain.data import preprocess as module
-from tencentpretrain.data import writer
-from tencentpretrain.data.corpora import PROMPT
+from tencentpretrain.data import tokenising, writer
+from tencentpretrain.data.lines import PROMPT
 from tencentpretrain.data.merge import MergeConfig, merge
 from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.data.store import TokenStore
@@ -273,7 +272,7 @@ def test_a_line_of_ten_megabytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     "text", ["12 34，中文a,b." * 30_000, "中文" * 200_000, "1 " * 65_535 + "99 " * 70_000]
 )
 def test_long_texts_are_cut_where_nothing_changes(text: str, tokenizer: Tokenizer) -> None:
-    tokens, lengths = module._encode(["5", text, "7"], tokenizer, "uint16")
+    tokens, lengths = tokenising._encode(["5", text, "7"], tokenizer, "uint16")
     assert tokens.tolist() == [5 + FIRST_ORDINARY, *tokenizer.encode(text), 7 + FIRST_ORDINARY]
     assert lengths.tolist() == [1, len(tokens) - 2, 1]
 
@@ -314,6 +313,22 @@ def test_one_document_is_refused_only_where_several_are_needed(
             else contextlib.nullcontext()
         ):
             main()
+
+
+def test_a_log_gets_a_line_of_progress_now_and_then(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = config_for(tmp_path, b"1 2 3\n" * 200)
+    preprocess(config, "documents", tokenizer, block_size=60)
+    assert capsys.readouterr().err == ""  # it takes less than LOG_SECONDS
+    monkeypatch.setattr("tencentpretrain.data.corpora.LOG_SECONDS", 0.0)
+    preprocess(config, "documents", tokenizer, block_size=60)
+    lines = [line.strip("\r") for line in capsys.readouterr().err.splitlines() if line.strip()]
+    assert len(lines) > 3
+    for line in lines:
+        assert re.fullmatch(r"preprocess: \d+ %, [\d.]+k?B of 1.20kB, .*B/s, .* left", line), line
+    done = [int(line.split()[1]) for line in lines]
+    assert done == sorted(done) and done[-1] == 100
 
 
 def test_a_store_is_replaced_only_when_the_new_one_is_complete(tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from stores import CLS, FIRST_ORDINARY, MASK, PAD, SEP, PlainTokenizer, random_d
 
 from tencentpretrain.batch import FIELDS, IGNORED
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.processors import Processor
+from tencentpretrain.data.processors import Processor, plans
 from tencentpretrain.data.processors.base import first_at_least, fit_pair
 from tencentpretrain.data.random import Ints
 from tencentpretrain.data.store import TokenStore
+from tencentpretrain.data.writer import StoreWriter
 from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.registry import PROCESSORS
 
@@ -285,11 +287,57 @@ def test_epochs_differ_and_dup_factor_repeats_them(tmp_path: Path, name: str) ->
 def test_planning_in_parts_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = write_store(tmp_path / "store", random_documents(50))
     whole = {name: make(name, store, seq_length=16).plan(0) for name in ("bert", "lm", "mlm")}
-    monkeypatch.setattr("tencentpretrain.data.processors.bert._CHUNK", 7)
-    monkeypatch.setattr("tencentpretrain.data.processors.stream._CHUNK", 7)
-    for name, plan in whole.items():
-        assert (make(name, store, seq_length=16).plan(0) == plan).all()
-        assert plan.dtype == np.int64 and (np.diff(plan) > 0).all()
+    for chunk in (1, 7):
+        monkeypatch.setattr("tencentpretrain.data.processors.plans.CHUNK", chunk)
+        monkeypatch.setattr("tencentpretrain.data.processors.stream.CHUNK", chunk)
+        for name, plan in whole.items():
+            assert (make(name, store, seq_length=16).plan(0) == plan).all()
+            assert plan.dtype == np.int64 and (np.diff(plan) > 0).all()
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=60), st.integers(1, 70))
+def test_samples_follow_each_other(sentences: list[tuple[int, bool]], chunk: int) -> None:
+    """Each says how many sentences a sample takes that begins with it, and whether it begins a document."""
+    size = len(sentences)
+    borders = [0, *(place for place in range(1, size) if sentences[place][1]), size]
+    ends = np.array(borders[1:])[np.searchsorted(borders, np.arange(size), side="right") - 1]
+    following = np.minimum(np.arange(size) + [count for count, _ in sentences], ends)
+
+    class Store:
+        sentences_num = size
+
+        def document_of_sentence(self, ids: Ints) -> Ints:
+            return np.searchsorted(borders, ids, side="right") - 1
+
+        def document_starts(self, documents: Ints) -> Ints:
+            return np.array(borders)[documents]
+
+    expected = [0]
+    while expected[-1] < size:
+        expected.append(following[expected[-1]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plans, "CHUNK", chunk)
+        found = plans.joined(plans.sample_starts(Store(), lambda ids: following[ids]))  # type: ignore[arg-type]
+    assert found.tolist() == expected[:-1]
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "bart", "gsg", "mlm", "lm"])
+def test_a_plan_takes_8_bytes_a_sample(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens, sentences = 2**18, 2**15
+    (tmp_path / "store").mkdir()
+    writer = StoreWriter(tmp_path / "store", PlainTokenizer(), "sentences")  # type: ignore[arg-type]
+    lengths = np.full(sentences, tokens // sentences)
+    writer.append(np.full(tokens, FIRST_ORDINARY), lengths, np.arange(0, sentences, 4))
+    writer.close({}, {})
+    monkeypatch.setattr(plans, "CHUNK", 2**9)
+    monkeypatch.setattr("tencentpretrain.data.processors.stream.CHUNK", 2**9)
+    processor = make(name, TokenStore.open(tmp_path / "store"), seq_length=24)
+    processor.plan(0)
+    tracemalloc.start()
+    plan = processor.plan(0)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert plan.size > 10_000 and peak < 8.6 * plan.size + 400 * 2**9
 
 
 def test_vocabularies_without_some_special_tokens(tmp_path: Path) -> None:
@@ -313,7 +361,7 @@ def test_datasets_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     empty = write_store(tmp_path / "empty", [])
     with pytest.raises(DataError, match="no document has two sentences"):
         make("bert", lines)
-    with pytest.raises(DataError, match="one document only"):
+    with pytest.raises(DataError, match="one document of"):
         make("bert", one)
     with pytest.raises(DataError, match=r"layout 'labelled'.*'bert' needs 'sentences'"):
         make("bert", labelled)

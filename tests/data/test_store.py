@@ -12,11 +12,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stores import Documents, documents_in
+from stores import Documents, PlainTokenizer, documents_in, random_documents, write_store
 
+from tencentpretrain.config.data import DataConfig
+from tencentpretrain.data.loader import Loader
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.data.writer import StoreWriter, check_replaceable
 from tencentpretrain.errors import DataError, UserError
+from tencentpretrain.registry import PROCESSORS
 from tencentpretrain.tokenizers import Tokenizer
 
 SOME: Documents = [[[5, 6], [7]], [[8, 9, 10]], [[11], [12], [13, 14]], [[15]]]
@@ -197,9 +200,8 @@ def test_verify_finds_changed_contents(tokenizer: Tokenizer, tmp_path: Path) -> 
     content = bytearray(path.read_bytes())
     content[4] ^= 1
     path.write_bytes(content)
-    for quick in (False, True):
-        with pytest.raises(DataError, match=r"00000.tokens was changed after it was made \(its checksum"):
-            store.verify(quick)
+    with pytest.raises(DataError, match=r"00000.tokens was changed after it was made \(its checksum"):
+        store.verify()
 
 
 @pytest.mark.parametrize(
@@ -223,15 +225,38 @@ def test_verify_covers_all_of_a_store(
         TokenStore.open(tmp_path / "store").verify()
 
 
-def test_quick_verification_leaves_out_many_tokens(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from(["sentences", "documents"]), st.integers(0, 10_000), st.integers(0, 7))
+def test_a_flipped_bit_of_a_border_never_leads_elsewhere(
+    tmp_path_factory: pytest.TempPathFactory, name: str, place: int, bit: int
 ) -> None:
-    store = write(tmp_path / "store", tokenizer, SOME)
-    monkeypatch.setattr("tencentpretrain.data.store.QUICK_TOKENS", 10)
-    for name, found in (("00000.tokens", False), ("00000.documents", True)):
-        (tmp_path / "store" / name).write_bytes(bytes((tmp_path / "store" / name).stat().st_size))
-        with pytest.raises(DataError, match=name) if found else contextlib.nullcontext():
-            store.verify(quick=True)
+    """A border that is still between its neighbours gives other samples; nothing gives another error."""
+    path = tmp_path_factory.mktemp("flipped") / "store"
+    write_store(path, random_documents(12, (2, 6)))
+    content = bytearray((path / f"00000.{name}").read_bytes())
+    content[place % len(content)] ^= 1 << bit
+    (path / f"00000.{name}").write_bytes(content)
+    for processor in ("bert", "mlm", "lm", "bart", "gsg"):
+        with contextlib.suppress(DataError):
+            config = DataConfig(data_processor=processor, seq_length=16)
+            made = PROCESSORS[processor](TokenStore.open(path), config, PlainTokenizer(2**16))
+            for _ in Loader(made, 16, 7).one_pass():
+                pass
+
+
+@pytest.mark.parametrize("at_once", [2, 100])
+@pytest.mark.parametrize("name", ["00000.sentences", "00000.documents"])
+def test_borders_that_do_not_ascend_are_found(
+    name: str, at_once: int, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tencentpretrain.data.store._AT_ONCE", at_once)
+    write(tmp_path / "store", tokenizer, SOME)
+    content = (tmp_path / "store" / name).read_bytes()
+    TokenStore.open(tmp_path / "store").check_borders()
+    for place in range(0, len(content) - 4, 4):
+        (tmp_path / "store" / name).write_bytes(content[:place] + b"\xff\0\0\0" + content[place + 4 :])
+        with pytest.raises(DataError, match=r"store was changed after it was made \(borders"):
+            TokenStore.open(tmp_path / "store").check_borders()
 
 
 @pytest.mark.parametrize("shard_tokens", [3, 100])

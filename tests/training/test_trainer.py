@@ -11,6 +11,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,8 @@ from tencentpretrain.registry import TARGETS
 from tencentpretrain.targets.output import Part
 from tencentpretrain.training import checkpoint
 from tencentpretrain.training.engines import Engine
-from tencentpretrain.training.pretraining import deep_init
+from tencentpretrain.training.pretraining import deep_init, make_loader
+from tencentpretrain.training.settings import read_settings
 from tencentpretrain.training.trainer import Trainer
 
 Run = Callable[..., Trainer]
@@ -112,6 +114,18 @@ def test_two_runs_are_equal(run: Run, tmp_path: Path) -> None:
         weights_of(tmp_path / "one.bin")["embedding.word.embedding.weight"],
         weights_of(tmp_path / "three.bin")["embedding.word.embedding.weight"],
     )
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "number"), [("cpu", {}, 0), ("cuda", {}, 1), ("cuda", {"workers_num": 0}, 0)]
+)
+def test_a_process_builds_batches_beside_a_gpu(
+    arguments: Callable[..., list[str]], device: str, given: dict[str, int], number: int
+) -> None:
+    settings = read_settings(arguments(**given))
+    engine: Any = SimpleNamespace(device=torch.device(device), rank=0, world_size=1)
+    loader = make_loader(settings, settings.sources, engine, settings.pretrain.workers_num)
+    assert loader.workers_num == number
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,9 +10,6 @@ from tencentpretrain.data.masking import Masking
 from tencentpretrain.data.processors.bert import BertProcessor, Draft
 from tencentpretrain.data.random import InRow, Ints, Purpose, below, uniform
 from tencentpretrain.registry import PROCESSORS
-
-if TYPE_CHECKING:
-    from tencentpretrain.data.store import TokenStore
 
 NGRAMS = (1, 1 / 2, 1 / 3)  # of one, two, three words
 
@@ -28,10 +24,10 @@ class AlbertProcessor(BertProcessor):
     """
 
     name = "albert"
-    several_documents = False
 
-    def _check(self, store: TokenStore) -> None:
-        """Every document will do."""
+    @classmethod
+    def problem(cls, documents_num: int, sentences_num: int) -> str:
+        return ""  # every document will do
 
     @functools.cached_property
     def _masking(self) -> Masking:

@@ -10,6 +10,7 @@ from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.masking import Masking
 from tencentpretrain.data.processors.base import Arrays, Processor
 from tencentpretrain.data.processors.chunks import ChunkRows, Chunks
+from tencentpretrain.data.processors.plans import joined
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, framed, seq2seq_rows
 from tencentpretrain.data.random import Bools, InMask, Ints, Purpose, UInts, below, bits, of_columns, uniform
 from tencentpretrain.data.store import unmarked
@@ -53,7 +54,7 @@ class BartProcessor(Processor):
         return Masking(self.config, self.tokenizer, BUDGET, POISSON[1:], self.store.marks_words)
 
     def plan(self, epoch: int) -> Ints:
-        return self._chunks.plan()
+        return joined(self._chunks.plan())
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         chunk, width = self._chunks.rows(keys), self.config.seq_length

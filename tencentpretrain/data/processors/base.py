@@ -42,7 +42,8 @@ class Processor:
 
     Raises:
         ConfigError: `seq_length` is too small.
-        DataError: the dataset is empty, or is laid out for other processors; a special token is missing.
+        DataError: the dataset is empty, damaged or laid out for other processors; a special token is
+            missing.
     """
 
     name: ClassVar[str]
@@ -55,7 +56,6 @@ class Processor:
     two_vocabularies: ClassVar[bool] = False  # whether its two texts may have a tokenizer each
     roles: ClassVar[tuple[str, ...]] = ()  # the special tokens it puts into rows
     shortest: ClassVar[int] = 4  # the least seq_length
-    several_documents: ClassVar[bool] = False  # whether it needs more than one
     plans_differ: ClassVar[bool] = False  # whether epochs consist of different samples
     masks_words: ClassVar[bool] = False  # whether it hides tokens, with whole_word_masking whole words
 
@@ -68,6 +68,7 @@ class Processor:
                 f"needs '{self.layout}'; make it with preprocess.py --data_processor {self.name}."
             )
         self.check(config, tokenizer)
+        store.check_borders()
         # Some vocabularies have no [PAD]; segment 0 says what is padding, so any id that is never hidden will
         # do.
         special = min(tokenizer.special_ids, default=0)
@@ -92,6 +93,11 @@ class Processor:
             )
         for role in cls.roles:
             tokenizer.require(role)
+
+    @classmethod
+    def problem(cls, documents_num: int, sentences_num: int) -> str:
+        """Why a corpus of so many documents and sentences is of no use; empty: it is."""
+        return ""
 
     def plan(self, epoch: int) -> Ints:
         """The keys [n] of the samples of an epoch, in the order of the corpus."""

@@ -13,6 +13,7 @@ from tencentpretrain.data.processors.base import (
     fit_pair,
     pair_rows,
 )
+from tencentpretrain.data.processors.plans import joined, sample_starts
 from tencentpretrain.data.random import Bools, InRow, Ints, Purpose, UInts, below, heads, streams, uniform
 from tencentpretrain.errors import DataError
 from tencentpretrain.registry import PROCESSORS
@@ -20,8 +21,6 @@ from tencentpretrain.registry import PROCESSORS
 if TYPE_CHECKING:
     from tencentpretrain.data.store import TokenStore
     from tencentpretrain.tokenizers.base import Tokenizer
-
-_CHUNK = 1 << 18  # sentences planned at a time
 
 
 class Draft(NamedTuple):
@@ -50,47 +49,40 @@ class BertProcessor(Processor):
     provides = ("input_ids", "segment_ids", "mlm_labels", "sp_labels")
     roles = ("cls", "sep", "mask")
     masks_words = True
-    several_documents = True
     plans_differ = True
     shortest = 5
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
-        self._check(store)
+        if problem := self.problem(store.documents_num, store.sentences_num):
+            raise DataError(f"{store.path}: {problem}")
         self._room = config.seq_length - 3  # [CLS] a [SEP] b [SEP]
 
-    def _check(self, store: TokenStore) -> None:
-        if store.sentences_num == store.documents_num:
-            raise DataError(
-                f"{store.path}: no document has two sentences, which next sentence prediction needs; data "
-                "processor 'bert' expects a corpus with a sentence a line and empty lines between documents "
-                "(for a document a line there is 'mlm')."
+    @classmethod
+    def problem(cls, documents_num: int, sentences_num: int) -> str:
+        if documents_num == sentences_num:
+            return (
+                "no document has two sentences, which next sentence prediction needs; data processor 'bert' "
+                "expects a corpus with a sentence a line and empty lines between documents (for a document a "
+                "line there is 'mlm')."
             )
-        if store.documents_num == 1:
-            raise DataError(
-                f"{store.path}: there is one document only, so none to take random second segments from; "
-                "data processor 'bert' expects a corpus with empty lines between documents."
+        if documents_num == 1:
+            return (
+                f"no empty line separates documents, so there is one document of {sentences_num:,} "
+                "sentences, and none to take random second segments from; put an empty line after each "
+                "document, or choose a --data_processor that takes a document a line (mlm, lm)."
             )
+        return ""
 
     def plan(self, epoch: int) -> Ints:
-        found, start = [], 0
-        for chunk in range(0, self.store.sentences_num, _CHUNK):
-            following = self._following(chunk, epoch).tolist()
-            # Documents lie one after another, so one chain of starts leads through all of them.
-            starts = []
-            while start < chunk + len(following):
-                starts.append(start)
-                start = following[start - chunk]
-            found.append(np.array(starts, np.int64))
-        return np.concatenate(found)
+        return joined(sample_starts(self.store, lambda sentences: self._following(sentences, epoch)))
 
-    def _following(self, chunk: int, epoch: int) -> Ints:
-        """For each sentence of a chunk where the next sample begins if one begins with it."""
-        last = self.store.sentences_num
+    def _following(self, sentences: Ints, epoch: int) -> Ints:
+        """For consecutive sentences where the next sample begins if one begins with each."""
+        first, last = sentences[0], min(sentences[-1] + self._room, self.store.sentences_num - 1)
         # A copy of the offsets a search may meet is read several times as fast as the store.
-        ends = self.store.sentence_ends(np.arange(chunk, min(chunk + _CHUNK + self._room, last)))
-        sentences = np.arange(chunk, min(chunk + _CHUNK, last))
-        draft = self._draft(sentences, np.full_like(sentences, epoch), lambda ids: ends[ids - chunk])
+        ends = self.store.sentence_ends(np.arange(first, last + 1))
+        draft = self._draft(sentences, np.full_like(sentences, epoch), lambda ids: ends[ids - first])
         # What a random second segment replaced is used by the next sample.
         return np.where(draft.random, draft.split, draft.end)
 

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from tencentpretrain.data.processors.base import first_at_least
+from tencentpretrain.data.processors.plans import sample_starts
 from tencentpretrain.data.random import Bools, Ints
 
 if TYPE_CHECKING:
-    from tencentpretrain.data.store import TokenStore
+    from collections.abc import Iterator
 
-_CHUNK = 1 << 18  # sentences planned at a time
+    from tencentpretrain.data.store import TokenStore
 
 
 class ChunkRows(NamedTuple):
@@ -42,24 +43,22 @@ class Chunks:
         self.store = store
         self.room = room
 
-    def plan(self) -> Ints:
-        """The keys of all chunks."""
-        store, found, sentence = self.store, [], 0
-        for first in range(0, store.sentences_num, _CHUNK):
-            sentences = np.arange(first, min(first + _CHUNK, store.sentences_num))
-            starts, ends = store.sentence_starts(sentences), store.sentence_ends(sentences)
-            # The last piece of a sentence that is too long may go on with the next ones.
-            rests = starts + self.room * ((ends - starts - 1) // self.room)
-            following = (store.sentence_of_token(self.ends(rests) - 1) + 1).tolist()
-            pieces = (rests - starts) // self.room + 1
-            taken: list[int] = []
-            while sentence < first + len(sentences):
-                taken.append(sentence - first)
-                sentence = following[sentence - first]
-            counts = pieces[taken]
+    def plan(self) -> Iterator[Ints]:
+        """The keys of all chunks, some at a time."""
+        for first in sample_starts(self.store, self._following):
+            starts = self.store.sentence_starts(first)
+            counts = (self._rests(first) - starts) // self.room + 1
             number = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-            found.append(np.repeat(starts[taken], counts) + self.room * number)
-        return np.concatenate(found)
+            yield np.repeat(starts, counts) + self.room * number
+
+    def _following(self, sentences: Ints) -> Ints:
+        """The sentence with which the next chunk begins if one begins with each of these."""
+        return self.store.sentence_of_token(self.ends(self._rests(sentences)) - 1) + 1
+
+    def _rests(self, sentences: Ints) -> Ints:
+        """Where the last pieces of sentences begin; that of one that is too long may go on with the next."""
+        starts, ends = self.store.sentence_starts(sentences), self.store.sentence_ends(sentences)
+        return starts + self.room * ((ends - starts - 1) // self.room)
 
     def ends(self, keys: Ints) -> Ints:
         """Positions after the last tokens of chunks."""

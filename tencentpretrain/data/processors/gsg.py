@@ -8,6 +8,7 @@ import numpy.typing as npt
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.processors.base import Arrays, Processor
 from tencentpretrain.data.processors.chunks import ChunkRows, Chunks
+from tencentpretrain.data.processors.plans import joined
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, framed, seq2seq_rows
 from tencentpretrain.data.random import Bools, Ints, Purpose, UInts, uniform
 from tencentpretrain.registry import PROCESSORS
@@ -27,6 +28,9 @@ class GsgProcessor(Processor):
     Which ones says sentence_selection_strategy: the first, random ones, or the principal ones, those with the
     largest ROUGE-1 F1 of themselves and the rest of the text. Sentences that do not fit into tgt_seq_length
     stay in the source, unless none fits: then one is cut. Texts of one sentence make no sample.
+
+    A text has at most seq_length tokens before sentences are taken out of it: so the source always holds what
+    is left, though it fills 70 % of a row at best.
     """
 
     name = "gsg"
@@ -41,9 +45,11 @@ class GsgProcessor(Processor):
         self._frame = tokenizer.require("cls"), tokenizer.require("sep")
 
     def plan(self, epoch: int) -> Ints:
-        keys = self._chunks.plan()
-        sentence_of = self.store.sentence_of_token
-        return keys[sentence_of(keys) < sentence_of(self._chunks.ends(keys) - 1)]
+        return joined(keys[self._several_sentences(keys)] for keys in self._chunks.plan())
+
+    def _several_sentences(self, keys: Ints) -> Bools:
+        first, last = (self.store.sentence_of_token(at) for at in (keys, self._chunks.ends(keys) - 1))
+        return first < last
 
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         chunk, width = self._chunks.rows(keys), self.config.seq_length

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from tencentpretrain.data.processors.base import first_at_least
+from tencentpretrain.data.processors.plans import CHUNK, joined
 from tencentpretrain.data.random import Ints
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tencentpretrain.data.store import TokenStore
 
-_CHUNK = 1 << 20  # documents planned at a time
 _STRIDE = 32  # of every so many documents the start is kept in memory: a quarter of a byte a document
 
 
@@ -48,14 +50,15 @@ class Stream:
 
     def windows(self, step: int, remainder: int) -> Ints:
         """Where windows begin: every `step` in each document while more than `remainder` tokens are left."""
-        found = []
-        for chunk in range(0, self._store.documents_num, _CHUNK):
-            starts = self.starts(np.arange(chunk, min(chunk + _CHUNK, self._store.documents_num) + 1))
+        return joined(self._windows(step, remainder))
+
+    def _windows(self, step: int, remainder: int) -> Iterator[Ints]:
+        for chunk in range(0, self._store.documents_num, CHUNK):
+            starts = self.starts(np.arange(chunk, min(chunk + CHUNK, self._store.documents_num) + 1))
             counts = -(-(np.diff(starts) - remainder) // step)
             before = np.cumsum(counts) - counts
             numbers = np.arange(counts.sum()) - np.repeat(before, counts)
-            found.append(np.repeat(starts[:-1], counts) + step * numbers)
-        return np.concatenate(found)
+            yield np.repeat(starts[:-1], counts) + step * numbers
 
     def ends(self, positions: Ints) -> Ints:
         """Where the document of each position [B] ends."""
