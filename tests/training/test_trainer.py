@@ -123,7 +123,7 @@ def test_a_process_builds_batches_beside_a_gpu(
     arguments: Callable[..., list[str]], device: str, given: dict[str, int], number: int
 ) -> None:
     settings = read_settings(arguments(**given))
-    engine: Any = SimpleNamespace(device=torch.device(device), rank=0, world_size=1)
+    engine: Any = SimpleNamespace(device=torch.device(device), rank=0, world_size=1, compile=False)
     loader = make_loader(settings, settings.sources, engine, settings.pretrain.workers_num)
     assert loader.workers_num == number
 
