@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,14 @@ def digests_of(tokens: Array, lengths: Array, borders: Array, labels: Array | No
 
 class DigestSet:
     """Digests in 16 bytes each: sorted runs, of which two of similar size become one (O'Neil et al. 1996,
-    "The log-structured merge-tree"), up to LARGEST_RUN."""
+    "The log-structured merge-tree"), up to LARGEST_RUN. Those that grow no more are mapped from disk.
 
-    def __init__(self) -> None:
+    Args:
+        directory: for their files, which have no name and end with this process.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
         self._runs: list[tuple[Array, Array]] = []  # the first and the second halves of digests
 
     def add(self, digests: Array) -> Array:
@@ -67,10 +73,20 @@ class DigestSet:
     def _merge(self) -> None:
         while len(self._runs) > 1:
             (one, one_low), (other, other_low) = self._runs[-2:]
-            if len(one) >= 2 * len(other) or len(one) + len(other) > LARGEST_RUN:
+            if len(one) + len(other) > LARGEST_RUN:
+                if not isinstance(one, np.memmap):
+                    self._runs[-2] = self._on_disk(one), self._on_disk(one_low)
+                break
+            if len(one) >= 2 * len(other):
                 break
             at = np.searchsorted(one, other)
             self._runs[-2:] = [(np.insert(one, at, other), np.insert(one_low, at, other_low))]
+
+    def _on_disk(self, values: Array) -> Array:
+        with tempfile.TemporaryFile(dir=self._directory) as file:
+            file.write(np.ascontiguousarray(values).data)
+            file.flush()
+            return np.memmap(file, values.dtype, "r")
 
 
 class Deduplicator:
@@ -84,14 +100,15 @@ class Deduplicator:
     def __init__(self, directory: Path, dtype: str, layout: str, earlier: dict[str, Any] | None) -> None:
         self.dropped_num: int = 0 if earlier is None else earlier["dropped_num"]
         self._layout = layout
-        self._seen = DigestSet()
+        self._seen = DigestSet(directory)
         digests_num = 0 if earlier is None else earlier["digests_num"]
         self._file = ArrayFile(directory / DIGESTS, np.dtype("<u8"), digests_num)
         self._open: list[tuple[Array, Array]] = []  # tokens and lengths of the document that may go on
         if earlier is not None:
-            known = np.fromfile(directory / DIGESTS, "<u8").reshape(-1, 2)
-            for start in range(0, len(known), LARGEST_RUN):
-                self._seen.add(known[start : start + LARGEST_RUN])
+            for start in range(0, digests_num, 2 * LARGEST_RUN):
+                count = min(digests_num - start, 2 * LARGEST_RUN)
+                known = np.fromfile(directory / DIGESTS, "<u8", count, offset=8 * start)
+                self._seen.add(known.reshape(-1, 2))
             tokens, lengths = (base64.b64decode(earlier[name]) for name in ("tokens", "lengths"))
             self._open.append((np.frombuffer(tokens, dtype), np.frombuffer(lengths, "<i8")))
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,16 +76,16 @@ def test_the_first_of_equal_documents_stays(
     shutil.rmtree(path)
 
 
-def test_digests_that_share_a_half_differ() -> None:
-    found = DigestSet()
+def test_digests_that_share_a_half_differ(tmp_path: Path) -> None:
+    found = DigestSet(tmp_path)
     for digest in ([1, 1], [1, 2], [2, 1], [0, 1]):
         assert found.add(np.array([digest], np.uint64)).tolist() == [True]
 
 
-def test_digests_that_were_there_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_digests_that_were_there_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "LARGEST_RUN", 30)
     generator = np.random.default_rng(0)
-    found = DigestSet()
+    found = DigestSet(tmp_path)
     seen: set[tuple[int, ...]] = set()
     for _ in range(200):
         digests = generator.integers(0, 2**64, (generator.integers(0, 6), 2), dtype=np.uint64)
@@ -96,3 +97,6 @@ def test_digests_that_were_there_before(monkeypatch: pytest.MonkeyPatch) -> None
             seen.add(digest)
         assert found.add(digests).tolist() == expected
     assert all(len(high) <= 30 for high, _ in found._runs)
+    in_memory = [len(high) for high, _ in found._runs if not isinstance(high, np.memmap)]
+    assert sum(in_memory) <= 60 and len(in_memory) < len(found._runs) / 2
+    assert not list(tmp_path.iterdir())
