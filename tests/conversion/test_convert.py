@@ -264,7 +264,9 @@ def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:
         run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "models")
     config = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
-    with pytest.raises(ConfigError, match=r"theirs: `heads_num` must divide"):
+    with pytest.raises(
+        WeightsError, match=r"theirs/config\.json: `num_attention_heads` must divide `hidden_s"
+    ):
         run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
 
 
