@@ -14,6 +14,7 @@ from tencentpretrain.config import ModelConfig, Option, options_of
 from tencentpretrain.conversion import sentence_transformers
 from tencentpretrain.conversion.engine import Conversion, Family, is_tied, to_ours, to_theirs, without_copies
 from tencentpretrain.conversion.maps import FAMILIES, REFUSED, families_of
+from tencentpretrain.description import TRAINING_ONLY
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
 from tencentpretrain.files import complete_directory, read_json, write_json
 from tencentpretrain.state_dict import WHOLE, read_tensors, renamed, save_weights, strip_wrappers
@@ -42,13 +43,10 @@ _WRITTEN = re.compile(
 
 
 # Options that shape no network a family has: of training, of targets, of encoders other than the transformer.
-_NEUTRAL = frozenset(
-    {
-        "dropout", "target", "target_weights", "label_smoothing", "prefix_lm_loss", "ignore_index",
-        "layer_number_scale", "max_seq_length", "bidirectional", "kernel_size", "block_size", "stream_0",
-        "stream_1", "remove_stream_layernorm",
-    }
-)  # fmt: skip
+_NEUTRAL = TRAINING_ONLY | {
+    "target", "max_seq_length", "bidirectional", "kernel_size", "block_size", "stream_0", "stream_1",
+    "remove_stream_layernorm",
+}  # fmt: skip
 # Options that shape the network only if, given our configuration and the parts that are converted.
 _CONDITIONAL: dict[str, Callable[[ModelConfig, Sequence[str]], bool]] = {
     "tgt_embedding": lambda config, parts: config.decoder is not None,
@@ -326,6 +324,7 @@ def describe(directory: Path) -> dict[str, Any]:
     for parts, name in family.architectures.items():
         if parts and family.head is None and name in (config.get("architectures") or ()):
             values["target"] = list(parts)
+    values["family"] = family.name
     labels = _labels(family, config)
     if labels is not None:
         values |= {"labels": labels, "labels_num": len(labels)}

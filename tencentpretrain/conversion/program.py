@@ -363,19 +363,23 @@ def _detect(
         came_from: name of the family that they were converted from, where that is known.
 
     Raises:
-        WeightsError: none; with what is in the way of the nearest one.
+        WeightsError: none; with what is in the way of the nearest ones, the one they came from first.
     """
-    fitting, problems = [], []
+    fitting = []
+    problems: dict[str, str] = {}
     for family in families:
         family = family.with_head_in(tensors, ours=True)
         try:
             huggingface.as_theirs(family, tensors, config, tokenizer, family.parts)
         except WeightsError as error:
-            problems.append(str(error))
+            problems[family.name] = str(error)
         else:
             fitting.append(family)
     if not fitting:
-        raise WeightsError(min(problems, key=_distance))
+        nearest = sorted(problems, key=lambda name: (name != came_from, _distance(problems[name])))
+        raise WeightsError(
+            "\n  ".join(["no family fits; the nearest:", *(problems[name] for name in nearest[:3])])
+        )
     original = [family for family in fitting if family.name == came_from]
     if original:
         fitting = original

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -255,6 +256,24 @@ def test_what_keeps_from_the_nearest_family(
     write_description(tmp_path / "ours.bin", config, None, vocab_size=30, labels_num=2)
     with pytest.raises(WeightsError, match=said):
         run_convert("huggingface", tmp_path / "ours.bin", tmp_path / "theirs")
+
+
+@pytest.mark.parametrize(
+    ("came_from", "named"),
+    [(None, ["bert", "roberta", "xlm-roberta"]), ("albert", ["albert", "bert", "roberta"])],
+)
+def test_the_nearest_families_are_named(
+    run_convert, tmp_path: Path, came_from: str | None, named: list[str]
+) -> None:
+    source = ours(tmp_path / "ours.bin", **{**BERT_LIKE, "target": ("mlm",)}, has_residual_attention=True)
+    beside = source.with_name("ours.bin.json")
+    description = json.loads(beside.read_text(encoding="utf-8")) | {"family": came_from}
+    beside.write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(WeightsError) as caught:
+        run_convert("huggingface", source, tmp_path / "theirs")
+    assert "no family fits; the nearest:" in str(caught.value)
+    assert re.findall(r"not a (?:complete )?(\S+) model", str(caught.value)) == named
+    assert "`has_residual_attention` is True, only False is possible" in str(caught.value)
 
 
 def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:

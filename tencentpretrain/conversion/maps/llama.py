@@ -64,7 +64,11 @@ def _window_of_all(theirs: Values) -> Any:
     kinds = theirs.get("layer_types") or [
         *["full_attention"] * (full > 0), *["sliding_attention"] * (layers > full)
     ]  # fmt: skip
-    if len(set(kinds)) > 1:
+    if not {*kinds} <= {"full_attention", "sliding_attention"}:
+        raise WeightsError(
+            f"`layer_types` is {kinds!r}, expected full_attention or sliding_attention of each"
+        )
+    if len({*kinds}) > 1:
         raise WeightsError("`sliding_window` holds in some layers only, which is not possible here")
     return window if kinds[0] == "sliding_attention" else None
 
