@@ -64,6 +64,11 @@ def test_config(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
+        (
+            "Qwen2ForCausalLM",
+            {"layer_types": "full_attention"},
+            "`layer_types` is 'full_attention', expected",
+        ),
         ("LlamaForCausalLM", {"rope_parameters": "yarn"}, "`rope_parameters` is 'yarn', expected an object"),
         ("LlamaForCausalLM", {"rope_parameters": YARN | {"factor": "2"}}, "`factor` above 0, but it is '2'"),
         ("LlamaForCausalLM", {"rope_parameters": YARN | {"rope_theta": "x"}}, "`rope_theta`"),
