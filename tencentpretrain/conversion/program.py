@@ -296,6 +296,8 @@ def _to_huggingface(
     sentences: bool = False,
 ) -> None:
     source, target = checked_paths(config)
+    if verification.verify:
+        check_verifiable(target, written=True)
     to_directory = not huggingface.is_file_name(target)
     if to_directory:
         huggingface.check_replaceable(target)

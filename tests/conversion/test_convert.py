@@ -300,6 +300,20 @@ def test_verify_without_transformers_or_a_directory(run_convert, tmp_path: Path,
     assert not list(tmp_path.glob("ours*"))
 
 
+def test_verify_on_the_way_there_fails_before_anything_is_written(
+    run_convert, tmp_path: Path, monkeypatch
+) -> None:
+    source = ours(tmp_path / "ours.bin", **BERT_LIKE)
+    with pytest.raises(
+        ConfigError, match=r"--verify needs a Hugging Face directory.*theirs\.bin will not be"
+    ):
+        run_convert("huggingface", source, tmp_path / "theirs.bin", "--verify")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match="pip install transformers"):
+        run_convert("huggingface", source, tmp_path / "theirs", "--verify")
+    assert not list(tmp_path.glob("theirs*"))
+
+
 def test_file_without_description(run_convert, tmp_path: Path) -> None:
     save_weights(build_model(ModelConfig(**BERT_LIKE), 30).state_dict(), tmp_path / "ours.bin")
     assert "theirs.bin: bert," in run_convert("huggingface", tmp_path / "ours.bin", tmp_path / "theirs.bin")
