@@ -161,6 +161,7 @@ class Family:
         tokenizer_class: the name of its tokenizer at theirs.
         tokenizer_files: our option that names a vocabulary file, to the file's name at theirs.
         tokenizer_options: what tells that tokenizer to do as ours does.
+        fixed_tokenizer: the class that AutoTokenizer takes for them, whatever the files say.
         token_ids: their configuration values that are the id of a special token, to its role at ours.
         sizes: their configuration values that are the number of rows of a tensor of theirs, to its name.
         unused_positions: how many of the positions no text can have.
@@ -179,6 +180,7 @@ class Family:
     tokenizer_files: Mapping[str, str]
     token_ids: Mapping[str, str]
     model_types: tuple[str, ...] = ()
+    fixed_tokenizer: str | None = None
     tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sizes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused_positions: int = 0

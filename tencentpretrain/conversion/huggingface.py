@@ -36,7 +36,7 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 WRITTEN_BY = {"written_by": "tencentpretrain"}  # in config.json: what `write` may replace is its own work
 _WRITTEN = re.compile(
-    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|vocab\.(txt|json)|merges\.txt|tokenizer\.json|.+\.spm|.+\.model|tokenizer_config\.json|special_tokens_map\.json"
     r"|modules\.json|sentence_bert_config\.json|1_Pooling|2_Normalize"
 )
@@ -78,6 +78,7 @@ class TheirModel:
         notes: what a user should know, a line each.
         has_config: whether its configuration is known.
         labels: names of the classes of a fine-tuned model.
+        token_ids: ids of special tokens, under their names in config.json.
     """
 
     family: Family
@@ -88,6 +89,7 @@ class TheirModel:
     notes: list[str]
     has_config: bool
     labels: list[str] | None = None
+    token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def is_model_directory(path: Path) -> bool:
@@ -169,6 +171,7 @@ def read(
         notes,
         has_config or known is not None,
         labels,
+        _token_ids(family, config),
     )
 
 
@@ -200,6 +203,16 @@ def _labels(family: Family, config: Mapping[str, Any]) -> list[str] | None:
     ):
         raise WeightsError(f"{CONFIG}: `id2label` must give each number from 0 on a name, but is {names!r}.")
     return [str(names[number]) for number in numbers]
+
+
+def _token_ids(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration says of special tokens; several may end a text."""
+    ids = {name: config[name] for name in family.token_ids if config.get(name) is not None}
+    for name, value in ids.items():
+        several = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        if not all(type(id) is int for id in several):
+            raise WeightsError(f"{CONFIG}: `{name}` is {value!r}, expected the id of a token.")
+    return ids
 
 
 def _unnamed(count: int) -> list[str]:
@@ -352,8 +365,12 @@ def their_config(
     tensors: Mapping[str, Tensor],
     parts: Sequence[str],
     tokenizer: Tokenizer | None,
+    token_ids: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Content of config.json.
+
+    Args:
+        token_ids: of special tokens, where a source of theirs said them; a tokenizer knows better.
 
     Raises:
         WeightsError: with every option of ours that their model cannot express.
@@ -375,6 +392,7 @@ def their_config(
             continue
         if setting.theirs is not None:
             values[setting.theirs] = value
+    values |= {name: token_ids[name] for name in family.token_ids if name in token_ids}
     if tokenizer is not None:
         roles = {name: getattr(tokenizer, f"{role}_id") for name, role in family.token_ids.items()}
         known = {name: number for name, number in roles.items() if number is not None}
@@ -424,6 +442,7 @@ def as_theirs(
     tokenizer: Tokenizer | None,
     parts: Sequence[str],
     known: Mapping[str, Any] | None = None,
+    token_ids: Mapping[str, Any] | None = None,
 ) -> tuple[Conversion, dict[str, Any]]:
     """Our tensors under their names, and config.json (empty where our configuration is not known).
 
@@ -436,7 +455,7 @@ def as_theirs(
         return done, {}
     shared = _what_is_shared(family, done.tensors, {})
     described = dataclasses.replace(config, **shared)
-    return done, their_config(family, described, tensors, done.parts, tokenizer)
+    return done, their_config(family, described, tensors, done.parts, tokenizer, token_ids or {})
 
 
 def check_replaceable(path: Path) -> None:
@@ -477,6 +496,7 @@ def write(
     max_shard_size: float = 5e9,
     sentences: Mapping[str, Any] | None = None,
     known: Mapping[str, Any] | None = None,
+    token_ids: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Our tensors as a model of theirs: a directory, or the weights alone where `path` is named like a file.
 
@@ -488,6 +508,7 @@ def write(
         sentences: what makes the directory one of sentence-transformers, as its `write` has it; a file has
             the names of the bare encoder then.
         known: our configuration values, where there is no configuration.
+        token_ids: as for `their_config`.
 
     Returns:
         Names of ours that were left out.
@@ -495,7 +516,7 @@ def write(
     Raises:
         WeightsError: the model is none of theirs.
     """
-    done, values = as_theirs(family, tensors, config, tokenizer, parts, known)
+    done, values = as_theirs(family, tensors, config, tokenizer, parts, known, token_ids)
     if is_file_name(path):
         bare = "" if sentences is None else family.prefix
         save_weights(renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors}), path)
@@ -512,6 +533,9 @@ def write(
         values["label2id"] = {name: number for number, name in enumerate(names)}
     with complete_directory(path) as temporary:
         write_json(temporary / CONFIG, values | WRITTEN_BY)
+        if "lm" in done.parts:
+            ids = {name: values[name] for name in family.token_ids if values.get(name) is not None}
+            write_json(temporary / "generation_config.json", ids)
         if tokenizer is not None and (named := their_tokenizer(family, tokenizer)) is not None:
             _write_tokenizer(temporary, family, config, tokenizer, *named)
         _write_shards(theirs, temporary, max_shard_size)
@@ -527,8 +551,8 @@ def their_tokenizer(family: Family, tokenizer: Tokenizer) -> tuple[str, Mapping[
     usual = family.tokenizer_class, family.tokenizer_files
     if usual[1].keys() == tokenizer.files.keys() and usual not in _TOKENIZERS.values():
         return usual
-    bpe = "GPT2Tokenizer", {"vocab_path": "vocab.json", "merges_path": "merges.txt"}
-    return bpe if tokenizer.kind == "bpe" else None
+    # Of a family whose own class splits texts in another way: what a file describes is read as it is.
+    return _TOKENIZERS["hfpretrained"] if tokenizer.kind == "bpe" else None
 
 
 def _write_shards(tensors: Mapping[str, Tensor], directory: Path, max_size: float) -> None:

@@ -151,7 +151,12 @@ def has_no_gradient(values: dict[str, Any], name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", ONE_STREAM)
-def test_every_combination_trains_every_parameter_and_survives_saving(name: str, tmp_path: Path) -> None:
+def test_every_combination_trains_every_parameter_and_survives_saving(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "os.fsync", lambda handle: None
+    )  # hundreds of files that need not survive a power cut
     batch = make_batch(rows=2, length=6)
     batch |= {other: batch[field] for field, other in DECODER_SIDE.items() if field in batch}
     # Of one class of two each, gradients could cancel.

@@ -207,6 +207,7 @@ QWEN2 = dataclasses.replace(
     fixed_theirs={},
     architectures={("lm",): "Qwen2ForCausalLM", (): "Qwen2Model"},
     tokenizer_files={},  # theirs cuts texts in another way than any of ours
+    fixed_tokenizer="Qwen2Tokenizer",
 )
 
 QWEN3 = dataclasses.replace(
