@@ -268,10 +268,10 @@ class Family:
     def _has_place(self, name: str) -> bool:
         return self.place(name, ours=False) is not None or any(name == one.source for one in self.shared)
 
-    def strangers(self, names: Iterable[str]) -> list[str]:
-        """Their names that have no place in this family."""
-        full = {name: self.canonical(name) for name in names}
-        return [name for name in full if not (self._has_place(full[name]) or self.is_ignored(full[name]))]
+    def has_stranger(self, names: Iterable[str]) -> bool:
+        """Whether one of their names has no place in this family."""
+        full = map(self.canonical, names)
+        return any(not (self._has_place(name) or self.is_ignored(name)) for name in full)
 
 
 # Heads that are none of the family's: of fine-tuned models, whose body is converted.
