@@ -365,7 +365,7 @@ def their_config(
     tensors: Mapping[str, Tensor],
     parts: Sequence[str],
     tokenizer: Tokenizer | None,
-    token_ids: Mapping[str, Any],
+    token_ids: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Content of config.json.
 
@@ -392,7 +392,7 @@ def their_config(
             continue
         if setting.theirs is not None:
             values[setting.theirs] = value
-    values |= {name: token_ids[name] for name in family.token_ids if name in token_ids}
+    values |= {name: id for name, id in (token_ids or {}).items() if name in family.token_ids}
     if tokenizer is not None:
         roles = {name: getattr(tokenizer, f"{role}_id") for name, role in family.token_ids.items()}
         known = {name: number for name, number in roles.items() if number is not None}
@@ -455,7 +455,7 @@ def as_theirs(
         return done, {}
     shared = _what_is_shared(family, done.tensors, {})
     described = dataclasses.replace(config, **shared)
-    return done, their_config(family, described, tensors, done.parts, tokenizer, token_ids or {})
+    return done, their_config(family, described, tensors, done.parts, tokenizer, token_ids)
 
 
 def check_replaceable(path: Path) -> None:
