@@ -16,8 +16,12 @@ from tencentpretrain.files import complete_directory, complete_files, json_text,
 if TYPE_CHECKING:
     from tencentpretrain.tokenizers import Tokenizer
 
+# These change nothing that a trained network computes: losses, or nothing at all.
+TRAINING_ONLY = frozenset(
+    {"dropout", "target_weights", "label_smoothing", "prefix_lm_loss", "ignore_index", "layer_number_scale"}
+)
 # These may differ from what the weights were made with: they belong to the target, or to training only.
-CHANGEABLE = frozenset({"dropout", "target", "target_weights", "pooling", "tie_weights", "has_lmtarget_bias"})
+CHANGEABLE = TRAINING_ONLY | {"target", "pooling", "tie_weights", "has_lmtarget_bias"}
 OF_A_DECODER = frozenset({"decoder", "decoder_layers_num", "tgt_embedding", "share_embedding"})
 
 

@@ -181,6 +181,14 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path}: not usable as JSON ({error}).") from None
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Decode a JSON file that holds an object; UserError as `read_json`, and where it holds no object."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected an object ({{…}}), but is {type(value).__name__} instead.")
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
     with complete_file(path) as temporary:
         temporary.write_text(json_text(value), encoding="utf-8")

@@ -53,25 +53,31 @@ _OLD_MLM_NORM = (r"^target\.layer_norm\.", "target.mlm.layer_norm.")  # a prompt
 
 @dataclasses.dataclass(frozen=True)
 class LoadReport:
-    """What became of the names of a model and of a weights file; `str()` is three lines.
+    """What became of the names of a model and of a weights file; `str()` is three lines, and the notes.
 
     Attributes:
         loaded: parameters of the model that have the file's values.
         missing: parameters of the model that the file lacks: they keep their random values.
         unexpected: tensors of the file that the model has no place for: they were ignored.
+        notes: settings with which the model computes something else than the one that the weights are of, a
+            line each.
     """
 
     path: Path
     loaded: list[str]
     missing: list[str]
     unexpected: list[str]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
     def __str__(self) -> str:
         total = len(self.loaded) + len(self.missing)
-        return (
-            f"loaded: {len(self.loaded)} of {total} tensors of the model, from {self.path}\n"
-            f"left at random: {_listed(self.missing)}\n"
-            f"ignored: {_listed(self.unexpected)}"
+        return "\n".join(
+            [
+                f"loaded: {len(self.loaded)} of {total} tensors of the model, from {self.path}",
+                f"left at random: {_listed(self.missing)}",
+                f"ignored: {_listed(self.unexpected)}",
+                *self.notes,
+            ]
         )
 
 
@@ -152,6 +158,11 @@ def _with_dual_names(tensors: Mapping[str, Tensor], model: Iterable[str]) -> Map
     return renamed(tensors, names)
 
 
+# What may differ from a description and still changes outputs.
+_TOLD = {"layernorm_eps": "outputs differ a little", "pooling": "the head was trained on another vector"}
+_READS_POOLING = r"target\.(sp|cls)\.|output_layer_1\."
+
+
 def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     """Copy weights into a model's parameters of the same names.
 
@@ -165,14 +176,13 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
     path = Path(path)
     tensors, ignored = open_weights(path)
     config = getattr(model, "config", None)
-    if isinstance(config, ModelConfig):
-        # Heads, activation or mask can be wrong without any shape being wrong. Epsilon is let through: the
-        # published configurations leave it out, and its effect is in the seventh digit.
-        made_with = {
-            name: value for name, value in (read_description(path) or {}).items() if name != "layernorm_eps"
-        }
+    description = read_description(path) if isinstance(config, ModelConfig) else None
+    if isinstance(config, ModelConfig) and description is not None:
+        # Heads, activation or mask can be wrong without any shape being wrong. Epsilon is let through, and
+        # told: the published configurations leave it out, and its effect is in the seventh digit.
+        others = {name: value for name, value in description.items() if name != "layernorm_eps"}
         try:
-            check_against_description(config, made_with, path)
+            check_against_description(config, others, path)
         except ConfigError as error:
             raise WeightsError(str(error)) from None
     parameters = model.state_dict()
@@ -183,11 +193,20 @@ def load_weights(model: nn.Module, path: str | Path) -> LoadReport:
         for name in common:
             assign(parameters[name], tensors[name])
     present = {*common, *tied}
+    pooled = any(map(re.compile(_READS_POOLING).match, common))
+    notes = [
+        f"`{name}` is {given}, but the weights were made with {description[name]}: {what}"
+        for name, what in _TOLD.items()
+        if description is not None
+        and description.get(name, given := getattr(config, name)) != given
+        and (pooled or name != "pooling")
+    ]
     return LoadReport(
         path,
         [name for name in parameters if name in present],
         [name for name in parameters if name not in present],
         [name for name in tensors if name not in parameters] + ignored,
+        notes,
     )
 
 
@@ -269,8 +288,13 @@ _CAUSES = (
     ),
     (r"(tgt_)?embedding\.seg\.", "segments: the file has {theirs} with padding, the model {ours}"),
     (
-        r"output_layers?_2\.|output_layer\.|target\.cls\.linear_2|classifier\.",
+        r"target\.cls\.linear_2",
         "labels: the file has {theirs} classes, the model {ours}; set `labels_num`",
+    ),
+    (
+        r"output_layers?_2\.|output_layer\.|classifier\.",
+        "labels: the file was fine-tuned for {theirs} classes, this task has {ours}; fine-tune for other "
+        "classes from weights without a head, and predict with `labels_num` {theirs}",
     ),
 )
 

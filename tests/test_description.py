@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tencentpretrain.config import ModelConfig, TokenizerConfig
+from tencentpretrain.config import ModelConfig, TokenizerConfig, as_json, options_of
 from tencentpretrain.description import (
+    CHANGEABLE,
+    OF_A_DECODER,
     check_against_description,
     described_config,
     read_description,
@@ -146,3 +151,13 @@ def test_damaged_description(tmp_path: Path) -> None:
         described_config(tmp_path / "model.bin", read_description(tmp_path / "model.bin") or {})
     with pytest.raises(ConfigError, match="layers_num"):
         check_against_description(CONFIG, read_description(tmp_path / "model.bin"), tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize("name", options_of(ModelConfig))
+def test_every_option_is_compared_but_those_that_may_change(name: str, tmp_path: Path) -> None:
+    """An option that is added later too, unless it is declared to be of training or of the target."""
+    changed: Any = SimpleNamespace(**vars(CONFIG) | {name: "another"})
+    free = CHANGEABLE | (OF_A_DECODER - {"decoder"})  # without a decoder
+    problem = nullcontext() if name in free else pytest.raises(ConfigError, match=f"`{name}` is another, but")
+    with problem:
+        check_against_description(changed, as_json(CONFIG), tmp_path / "model.bin")

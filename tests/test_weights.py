@@ -211,9 +211,64 @@ def test_description_is_heeded(tmp_path: Path) -> None:
     config = ModelConfig(**SIZES)
     save_weights(build_model(config, VOCABULARY).state_dict(), tmp_path / "model.bin")
     write_description(tmp_path / "model.bin", config, None, vocab_size=VOCABULARY)
-    load_weights(model_of(dropout=0.5, layernorm_eps=1e-12), tmp_path / "model.bin")
+    free = {"dropout": 0.5, "label_smoothing": 0.1, "target_weights": {"mlm": 2.0}}
+    assert load_weights(model_of(**free), tmp_path / "model.bin").notes == []
     with pytest.raises(WeightsError, match=r"`heads_num` is 4, but the weights .* have 2"):
         load_weights(model_of(heads_num=4), tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hidden_act": "relu"},
+        {"layernorm_positioning": "pre"},
+        {"mask": "causal"},
+        {"remove_attention_scale": True},
+        {"rotary_position_embedding": True, "rope_theta": 5.0},
+        {"mask": "causal", "sliding_window": 3},
+    ],
+)
+def test_what_changes_the_computation_and_no_shape_is_refused(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    config = ModelConfig(**SIZES)
+    save_weights(build_model(config, VOCABULARY).state_dict(), tmp_path / "model.bin")
+    write_description(tmp_path / "model.bin", config, None, vocab_size=VOCABULARY)
+    with pytest.raises(WeightsError) as caught:
+        load_weights(model_of(**changes), tmp_path / "model.bin")
+    for name, value in changes.items():
+        assert f"`{name}` is {value}, but the weights {tmp_path / 'model.bin'} have" in str(caught.value)
+
+
+def test_what_changes_outputs_a_little_is_told(tmp_path: Path) -> None:
+    config = ModelConfig(**SIZES, target=("mlm", "sp"), layernorm_eps=1e-12)
+    save_weights(build_model(config, VOCABULARY).state_dict(), tmp_path / "model.bin")
+    write_description(tmp_path / "model.bin", config, None, vocab_size=VOCABULARY)
+    path = tmp_path / "model.bin"
+    assert load_weights(model_of(target=("mlm", "sp"), layernorm_eps=1e-12), path).notes == []
+    report = load_weights(model_of(target=("mlm", "sp"), pooling="mean"), path)
+    epsilon, pooling = str(report).split("\n")[3:]
+    assert (
+        epsilon == "`layernorm_eps` is 1e-06, but the weights were made with 1e-12: outputs differ a little"
+    )
+    assert pooling.startswith("`pooling` is mean, but the weights were made with first: the head ")
+    # Without the head nothing was trained on the first state.
+    assert len(load_weights(model_of(pooling="mean"), path).notes) == 1
+
+
+def test_a_head_for_other_classes(tmp_path: Path) -> None:
+    heads = {
+        name: torch.nn.Linear(16, size) for name, size in (("output_layer_1", 16), ("output_layer_2", 3))
+    }
+    model, other = model_of(), model_of()
+    for name, layer in heads.items():
+        model.add_module(name, layer)
+        other.add_module(name, torch.nn.Linear(16, 16 if name.endswith("1") else 2))
+    save_weights(model.state_dict(), tmp_path / "model.bin")
+    with pytest.raises(WeightsError) as caught:
+        load_weights(other, tmp_path / "model.bin")
+    assert "fine-tuned for 3 classes, this task has 2; fine-tune for other classes from" in str(caught.value)
+    assert "predict with `labels_num` 3" in str(caught.value)
 
 
 def test_huggingface_file_is_converted(tmp_path: Path, weights: Path) -> None:

@@ -12,6 +12,7 @@ from tencentpretrain.errors import ConfigError, did_you_mean
 from tencentpretrain.registry import DECODERS, EMBEDDINGS, ENCODERS, TARGETS
 
 LAYERS = "tencentpretrain.layers"
+LARGEST = 2**24  # of a size: the product of two is a number of parameters that can still be counted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,26 +33,33 @@ class ModelConfig:
     target_weights: dict[str, float] = option(
         {}, "Weight of each target in the loss, as mlm=1.0 sp=0.5; targets not named weigh 1."
     )
-    hidden_size: int = option(768, "Width of the encoder.", minimum=1)
-    emb_size: int = option(768, "Width of the embeddings.", minimum=1)
-    feedforward_size: int = option(3072, "Inner width of the feed-forward layers.", minimum=1)
+    hidden_size: int = option(768, "Width of the encoder.", minimum=1, maximum=LARGEST)
+    emb_size: int = option(768, "Width of the embeddings.", minimum=1, maximum=LARGEST)
+    feedforward_size: int = option(
+        3072, "Inner width of the feed-forward layers.", minimum=1, maximum=LARGEST
+    )
     hidden_act: str = option(
         "gelu",
         "Activation of the feed-forward layers.",
         choices=names_in(f"{LAYERS}.activations", "ACTIVATIONS"),
     )
-    heads_num: int = option(12, "Attention heads.", minimum=1)
+    heads_num: int = option(12, "Attention heads.", minimum=1, maximum=LARGEST)
     attention_head_size: int | None = option(
-        None, "Width of one attention head; without it hidden_size / heads_num.", minimum=1
+        None, "Width of one attention head; without it hidden_size / heads_num.", minimum=1, maximum=LARGEST
     )
     local_kv_heads_num: int | None = option(
-        None, "Heads of keys and values, shared by groups of heads; default: heads_num.", minimum=1
+        None,
+        "Heads of keys and values, shared by groups of heads; default: heads_num.",
+        minimum=1,
+        maximum=LARGEST,
     )
     layers_num: int = option(12, "Encoder layers.", minimum=1)
     decoder_layers_num: int | None = option(
         None, "Decoder layers, where there is a decoder; default: layers_num.", minimum=1
     )
-    max_seq_length: int = option(512, "Longest sequence the position embeddings cover, in tokens.", minimum=1)
+    max_seq_length: int = option(
+        512, "Longest sequence the position embeddings cover, in tokens.", minimum=1, maximum=2**31
+    )
     dropout: float = option(0.1, "Dropout probability of hidden states and attention.", minimum=0, maximum=1)
     mask: str = option(
         "fully_visible",
@@ -85,7 +93,9 @@ class ModelConfig:
     relative_position_embedding: bool = option(
         False, "Attention scores get a learned bias by bucketed distance (T5)."
     )
-    relative_attention_buckets_num: int = option(32, "Buckets of distances of that bias.", minimum=2)
+    relative_attention_buckets_num: int = option(
+        32, "Buckets of distances of that bias.", minimum=2, maximum=LARGEST
+    )
     relative_attention_max_distance: int = option(
         128, "Distance, in tokens, from which on all are in the last bucket.", minimum=2
     )
@@ -114,7 +124,9 @@ class ModelConfig:
     bidirectional: bool = option(
         False, "Recurrent encoders read in both directions, each with half the width."
     )
-    kernel_size: int = option(4, "Positions a convolution of the encoder gatedcnn covers.", minimum=1)
+    kernel_size: int = option(
+        4, "Positions a convolution of the encoder gatedcnn covers.", minimum=1, maximum=LARGEST
+    )
     block_size: int = option(2, "Layers of a residual block of the encoder gatedcnn.", minimum=1)
     stream_0: dict[str, Any] = option(
         {}, "What differs in the first stream of embedding and encoder 'dual': an object of model options."

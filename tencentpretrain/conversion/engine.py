@@ -161,6 +161,7 @@ class Family:
         tokenizer_class: the name of its tokenizer at theirs.
         tokenizer_files: our option that names a vocabulary file, to the file's name at theirs.
         tokenizer_options: what tells that tokenizer to do as ours does.
+        fixed_tokenizer: the class that AutoTokenizer takes for them, whatever the files say.
         token_ids: their configuration values that are the id of a special token, to its role at ours.
         sizes: their configuration values that are the number of rows of a tensor of theirs, to its name.
         unused_positions: how many of the positions no text can have.
@@ -179,6 +180,7 @@ class Family:
     tokenizer_files: Mapping[str, str]
     token_ids: Mapping[str, str]
     model_types: tuple[str, ...] = ()
+    fixed_tokenizer: str | None = None
     tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sizes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused_positions: int = 0
@@ -266,10 +268,10 @@ class Family:
     def _has_place(self, name: str) -> bool:
         return self.place(name, ours=False) is not None or any(name == one.source for one in self.shared)
 
-    def strangers(self, names: Iterable[str]) -> list[str]:
-        """Their names that have no place in this family."""
-        full = {name: self.canonical(name) for name in names}
-        return [name for name in full if not (self._has_place(full[name]) or self.is_ignored(full[name]))]
+    def has_stranger(self, names: Iterable[str]) -> bool:
+        """Whether one of their names has no place in this family."""
+        full = map(self.canonical, names)
+        return any(not (self._has_place(name) or self.is_ignored(name)) for name in full)
 
 
 # Heads that are none of the family's: of fine-tuned models, whose body is converted.

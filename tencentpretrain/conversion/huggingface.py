@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from tencentpretrain.config import ModelConfig, options_of
+from tencentpretrain.config import ModelConfig, Option, options_of
 from tencentpretrain.conversion import sentence_transformers
 from tencentpretrain.conversion.engine import Conversion, Family, is_tied, to_ours, to_theirs, without_copies
 from tencentpretrain.conversion.maps import FAMILIES, REFUSED, families_of
+from tencentpretrain.description import TRAINING_ONLY
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
 from tencentpretrain.files import complete_directory, read_json, write_json
 from tencentpretrain.state_dict import WHOLE, read_tensors, renamed, save_weights, strip_wrappers
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tencentpretrain.tokenizers import Tokenizer
 
 CONFIG = "config.json"
+_OPTIONS = options_of(ModelConfig)
 LAYERS = {"encoder.transformer": "layers_num", "decoder.transformer_decoder": "decoder_layers_num"}
 # Tokenizers that are the same at every family of theirs: Chinese models of all families have BERT's.
 _TOKENIZERS: dict[str, tuple[str, Mapping[str, str]]] = {
@@ -34,20 +36,17 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 WRITTEN_BY = {"written_by": "tencentpretrain"}  # in config.json: what `write` may replace is its own work
 _WRITTEN = re.compile(
-    r"config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
+    r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
     r"|vocab\.(txt|json)|merges\.txt|tokenizer\.json|.+\.spm|.+\.model|tokenizer_config\.json|special_tokens_map\.json"
     r"|modules\.json|sentence_bert_config\.json|1_Pooling|2_Normalize"
 )
 
 
 # Options that shape no network a family has: of training, of targets, of encoders other than the transformer.
-_NEUTRAL = frozenset(
-    {
-        "dropout", "target", "target_weights", "label_smoothing", "prefix_lm_loss", "ignore_index",
-        "layer_number_scale", "max_seq_length", "bidirectional", "kernel_size", "block_size", "stream_0",
-        "stream_1", "remove_stream_layernorm",
-    }
-)  # fmt: skip
+_NEUTRAL = TRAINING_ONLY | {
+    "target", "max_seq_length", "bidirectional", "kernel_size", "block_size", "stream_0", "stream_1",
+    "remove_stream_layernorm",
+}  # fmt: skip
 # Options that shape the network only if, given our configuration and the parts that are converted.
 _CONDITIONAL: dict[str, Callable[[ModelConfig, Sequence[str]], bool]] = {
     "tgt_embedding": lambda config, parts: config.decoder is not None,
@@ -64,6 +63,7 @@ _CONDITIONAL: dict[str, Callable[[ModelConfig, Sequence[str]], bool]] = {
 }
 _MALFORMED = (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError)
 _HEADS_WITH_LABELS = ("classification", "token_classification")
+_MOST_LABELS = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +78,7 @@ class TheirModel:
         notes: what a user should know, a line each.
         has_config: whether its configuration is known.
         labels: names of the classes of a fine-tuned model.
+        token_ids: ids of special tokens, under their names in config.json.
     """
 
     family: Family
@@ -88,14 +89,19 @@ class TheirModel:
     notes: list[str]
     has_config: bool
     labels: list[str] | None = None
+    token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def is_model_directory(path: Path) -> bool:
-    """Whether a directory has a config.json that names a `model_type`."""
+    """Whether a directory has a config.json that names a `model_type`; WeightsError where it is no name."""
     if not (path / CONFIG).is_file():
         return False
     config = read_json(path / CONFIG)
-    return isinstance(config, dict) and isinstance(config.get("model_type"), str)
+    if not isinstance(config, dict) or "model_type" not in config:
+        return False
+    if not isinstance(config["model_type"], str):
+        raise WeightsError(f"{path / CONFIG}: `model_type` is {config['model_type']!r}, expected a name.")
+    return True
 
 
 def is_file_name(path: Path) -> bool:
@@ -142,6 +148,14 @@ def read(
             raise WeightsError(f"{said} says {values[name]} layers of {stack}, but {path} has {layers}.")
     shared = _what_is_shared(family, theirs, values)
     notes = [*converted.notes, *([family.remark] if family.remark else [])]
+    labels = _labels(family, config)
+    if has_config and labels is not None and converted.parts:
+        outputs = len(converted.tensors[family.rules[-1].names(ours=True)[0]])
+        if len(labels) != outputs:
+            raise WeightsError(
+                f"{home / CONFIG} has {len(labels)} labels (`id2label`, `num_labels`), but {path} has "
+                f"{outputs} outputs; correct the one that is wrong."
+            )
     if family.head is not None and not (converted.parts or converted.incomplete):
         notes.append(f"there is no {family.head} head, which {home / CONFIG} names")
     if values.get("tie_weights", False) and not shared["tie_weights"]:
@@ -156,7 +170,8 @@ def read(
         converted.ignored,
         notes,
         has_config or known is not None,
-        _labels(family, config),
+        labels,
+        _token_ids(family, config),
     )
 
 
@@ -175,11 +190,29 @@ def _labels(family: Family, config: Mapping[str, Any]) -> list[str] | None:
     """Names of the classes, where the family has a head with classes."""
     if family.head not in _HEADS_WITH_LABELS:
         return None
-    try:
-        names = config.get("id2label") or dict(enumerate(_unnamed(int(config.get("num_labels", 2)))))
-        return [str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0]))]
-    except _MALFORMED as error:
-        raise WeightsError(f"{CONFIG}: `id2label` or `num_labels` cannot be read ({error}).") from None
+    names, count = config.get("id2label"), config.get("num_labels", 2)
+    if not names:
+        if type(count) is not int or not 1 <= count <= _MOST_LABELS:
+            raise WeightsError(f"{CONFIG}: `num_labels` is {count!r}, expected 1 to {_MOST_LABELS}.")
+        return _unnamed(count)
+    numbers = [str(number) for number in range(len(names) if isinstance(names, dict) else 0)]
+    if (
+        not numbers
+        or {*numbers} != {*names}
+        or not all(isinstance(name, str | int) for name in names.values())
+    ):
+        raise WeightsError(f"{CONFIG}: `id2label` must give each number from 0 on a name, but is {names!r}.")
+    return [str(names[number]) for number in numbers]
+
+
+def _token_ids(family: Family, config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration says of special tokens; several may end a text."""
+    ids = {name: config[name] for name in family.token_ids if config.get(name) is not None}
+    for name, value in ids.items():
+        several = value if isinstance(value, list) and name == "eos_token_id" else [value]
+        if not all(type(id) is int for id in several):
+            raise WeightsError(f"{CONFIG}: `{name}` is {value!r}, expected the id of a token.")
+    return ids
 
 
 def _unnamed(count: int) -> list[str]:
@@ -226,13 +259,30 @@ def our_values(family: Family, config: Mapping[str, Any], origin: Path) -> dict[
     """Our configuration values from their config.json.
 
     Raises:
-        WeightsError: with every value that our model cannot express.
+        WeightsError: with every value that our model cannot express, or that is malformed.
     """
     values, problems = _read_settings(family, config)
     if problems:
         raise WeightsError(f"{origin}: {'; '.join(problems)}.")
     values = _fixed(family) | values | sentence_transformers.settings(origin.parent)
+    _check_together(family, values, origin)
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+
+def _check_together(family: Family, values: Mapping[str, Any], origin: Path) -> None:
+    """Refuse values that contradict each other, under the names that their file has for them."""
+    known = {name: values[name] for name in _OPTIONS if values.get(name) is not None}
+    try:
+        ModelConfig(**known | {"target": ()})
+    except ConfigError as error:
+        named = {
+            name: one.theirs for one in family.settings for name in one.options if one.theirs is not None
+        }
+        problems = [
+            re.sub(r"`(\w+)`", lambda found: f"`{named.get(found[1], found[1])}`", problem)
+            for problem in error.problems
+        ]
+        raise WeightsError(f"{origin}: {' '.join(problems)}") from None
 
 
 def _read_settings(family: Family, config: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -246,15 +296,21 @@ def _read_settings(family: Family, config: Mapping[str, Any]) -> tuple[dict[str,
     for setting in family.settings:
         try:
             value = setting.to_ours(config)
+            values = {name: _decoded(_OPTIONS[name], value) for name in setting.options} | values
         except WeightsError as error:
             problems.append(str(error))
-            continue
         except _MALFORMED as error:
             problems.append(f"`{setting.theirs or ' '.join(setting.options)}` cannot be read ({error})")
-            continue
-        for name in setting.options:
-            values.setdefault(name, value)
-    return values, problems
+    return values, list(dict.fromkeys(problems))
+
+
+def _decoded(option: Option, value: Any) -> Any:
+    """A value of ours as the option holds it; None: it is not known yet. ValueError where it is malformed."""
+    if value is None:
+        return None
+    if isinstance(value, str) and option.kind in (int, float):  # which a command line has
+        raise ValueError(f"expected {option.expected}, but is {value!r} instead")
+    return option.decode(value)
 
 
 def _fixed(family: Family) -> dict[str, Any]:
@@ -262,7 +318,7 @@ def _fixed(family: Family) -> dict[str, Any]:
     mapped = {name for setting in family.settings for name in setting.options}
     return {
         name: option.default
-        for name, option in options_of(ModelConfig).items()
+        for name, option in _OPTIONS.items()
         if name not in mapped and name not in _NEUTRAL and name not in _CONDITIONAL
     } | dict(family.fixed_ours)
 
@@ -281,12 +337,18 @@ def describe(directory: Path) -> dict[str, Any]:
     for parts, name in family.architectures.items():
         if parts and family.head is None and name in (config.get("architectures") or ()):
             values["target"] = list(parts)
+    values["family"] = family.name
     labels = _labels(family, config)
     if labels is not None:
         values |= {"labels": labels, "labels_num": len(labels)}
-    if isinstance(config.get("vocab_size"), int):
+    for name in ("vocab_size", "decoder_vocab_size"):
+        if config.get(name) is not None and (type(config[name]) is not int or not 1 <= config[name] < 2**31):
+            raise WeightsError(
+                f"{directory / CONFIG}: `{name}` is {config[name]!r}, expected a number of tokens."
+            )
+    if config.get("vocab_size") is not None:
         values["vocab_size"] = config["vocab_size"]
-    if config.get("decoder_vocab_size", values.get("vocab_size")) != values.get("vocab_size"):
+    if config.get("decoder_vocab_size") not in (None, values.get("vocab_size")):
         values["tgt_vocab_size"] = config["decoder_vocab_size"]
     if has_tokenizer(directory):
         values["tokenizer_path"] = str(directory.resolve())
@@ -303,8 +365,12 @@ def their_config(
     tensors: Mapping[str, Tensor],
     parts: Sequence[str],
     tokenizer: Tokenizer | None,
+    token_ids: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Content of config.json.
+
+    Args:
+        token_ids: of special tokens, where a source of theirs said them; a tokenizer knows better.
 
     Raises:
         WeightsError: with every option of ours that their model cannot express.
@@ -326,6 +392,7 @@ def their_config(
             continue
         if setting.theirs is not None:
             values[setting.theirs] = value
+    values |= {name: id for name, id in (token_ids or {}).items() if name in family.token_ids}
     if tokenizer is not None:
         roles = {name: getattr(tokenizer, f"{role}_id") for name, role in family.token_ids.items()}
         known = {name: number for name, number in roles.items() if number is not None}
@@ -356,7 +423,7 @@ def _misfits(family: Family, config: ModelConfig, parts: Sequence[str]) -> Itera
     expected = _fixed(family)
     for name, matters in _CONDITIONAL.items():
         if name not in mapped and matters(config, parts):
-            expected.setdefault(name, options_of(ModelConfig)[name].default)
+            expected.setdefault(name, _OPTIONS[name].default)
     implied = {
         "attention_head_size": config.hidden_size // config.heads_num,
         "local_kv_heads_num": config.heads_num,
@@ -375,6 +442,7 @@ def as_theirs(
     tokenizer: Tokenizer | None,
     parts: Sequence[str],
     known: Mapping[str, Any] | None = None,
+    token_ids: Mapping[str, Any] | None = None,
 ) -> tuple[Conversion, dict[str, Any]]:
     """Our tensors under their names, and config.json (empty where our configuration is not known).
 
@@ -387,7 +455,7 @@ def as_theirs(
         return done, {}
     shared = _what_is_shared(family, done.tensors, {})
     described = dataclasses.replace(config, **shared)
-    return done, their_config(family, described, tensors, done.parts, tokenizer)
+    return done, their_config(family, described, tensors, done.parts, tokenizer, token_ids)
 
 
 def check_replaceable(path: Path) -> None:
@@ -428,6 +496,7 @@ def write(
     max_shard_size: float = 5e9,
     sentences: Mapping[str, Any] | None = None,
     known: Mapping[str, Any] | None = None,
+    token_ids: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """Our tensors as a model of theirs: a directory, or the weights alone where `path` is named like a file.
 
@@ -439,6 +508,7 @@ def write(
         sentences: what makes the directory one of sentence-transformers, as its `write` has it; a file has
             the names of the bare encoder then.
         known: our configuration values, where there is no configuration.
+        token_ids: as for `their_config`.
 
     Returns:
         Names of ours that were left out.
@@ -446,7 +516,7 @@ def write(
     Raises:
         WeightsError: the model is none of theirs.
     """
-    done, values = as_theirs(family, tensors, config, tokenizer, parts, known)
+    done, values = as_theirs(family, tensors, config, tokenizer, parts, known, token_ids)
     if is_file_name(path):
         bare = "" if sentences is None else family.prefix
         save_weights(renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors}), path)
@@ -463,6 +533,9 @@ def write(
         values["label2id"] = {name: number for number, name in enumerate(names)}
     with complete_directory(path) as temporary:
         write_json(temporary / CONFIG, values | WRITTEN_BY)
+        if "lm" in done.parts:
+            ids = {name: values[name] for name in family.token_ids if values.get(name) is not None}
+            write_json(temporary / "generation_config.json", ids)
         if tokenizer is not None and (named := their_tokenizer(family, tokenizer)) is not None:
             _write_tokenizer(temporary, family, config, tokenizer, *named)
         _write_shards(theirs, temporary, max_shard_size)
@@ -478,8 +551,8 @@ def their_tokenizer(family: Family, tokenizer: Tokenizer) -> tuple[str, Mapping[
     usual = family.tokenizer_class, family.tokenizer_files
     if usual[1].keys() == tokenizer.files.keys() and usual not in _TOKENIZERS.values():
         return usual
-    bpe = "GPT2Tokenizer", {"vocab_path": "vocab.json", "merges_path": "merges.txt"}
-    return bpe if tokenizer.kind == "bpe" else None
+    # Of a family whose own class splits texts in another way: what a file describes is read as it is.
+    return _TOKENIZERS["hfpretrained"] if tokenizer.kind == "bpe" else None
 
 
 def _write_shards(tensors: Mapping[str, Tensor], directory: Path, max_size: float) -> None:

@@ -16,7 +16,7 @@ from tencentpretrain.conversion.huggingface import TheirModel, our_values
 from tencentpretrain.conversion.maps.llama import LLAMA
 from tencentpretrain.conversion.steps import Values
 from tencentpretrain.errors import WeightsError, weights_of
-from tencentpretrain.files import read_json
+from tencentpretrain.files import read_object
 from tencentpretrain.state_dict import LazyTensors, read_tensors
 
 PARAMS = "params.json"
@@ -96,7 +96,7 @@ def read(path: Path) -> TheirModel:
         raise WeightsError(f"{path} is a directory without {_FILES}; give the one that Meta's download made.")
     theirs = _joined(path, [read_tensors(file) for file in files])
     has_params = (home / PARAMS).is_file()
-    values = our_values(META, read_json(home / PARAMS), home / PARAMS) if has_params else {}
+    values = our_values(META, read_object(home / PARAMS), home / PARAMS) if has_params else {}
     with weights_of(path):
         done = to_ours(META, theirs, values)
     values["feedforward_size"] = theirs["layers.0.feed_forward.w1.weight"].shape[0]

@@ -277,6 +277,8 @@ def _describe(model: TheirModel, source: Path, target: Path) -> tuple[dict[str, 
             why = str(error)
     said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
     further = {"family": base.name} | {name: model.values[name] for name in SENTENCES if name in model.values}
+    if model.token_ids:
+        further["token_ids"] = dict(model.token_ids)
     if (target_size := tgt_vocab_size(model.tensors)) not in (None, vocab_size):
         further["tgt_vocab_size"] = target_size
     description = make_description(
@@ -296,6 +298,8 @@ def _to_huggingface(
     sentences: bool = False,
 ) -> None:
     source, target = checked_paths(config)
+    if verification.verify:
+        check_verifiable(target, written=True)
     to_directory = not huggingface.is_file_name(target)
     if to_directory:
         huggingface.check_replaceable(target)
@@ -332,6 +336,7 @@ def _to_huggingface(
             directory.max_shard_size * 1e9,
             description if sentences else None,
             {} if directory.max_seq_length is None else {"max_seq_length": directory.max_seq_length},
+            description.get("token_ids"),
         )
     print(
         f"{target}: {family.name}, {len(tensors) - len(ignored)} tensors converted",
@@ -343,8 +348,15 @@ def _to_huggingface(
             print(line)
     if to_directory and tokenizer is None:
         print("no tokenizer is written: none lies beside the weights (--vocab_path gives one)")
+        if not description.get("token_ids"):
+            print(f"not known without a tokenizer, and left at their defaults: {', '.join(family.token_ids)}")
     elif tokenizer is not None and huggingface.their_tokenizer(family, tokenizer) is None:
         print(f"no tokenizer is written: none of theirs for {family.name} is like '{tokenizer.kind}'")
+    elif tokenizer is not None and tokenizer.kind == "bpe" and family.fixed_tokenizer is not None:
+        print(
+            f"AutoTokenizer takes {family.fixed_tokenizer} for {family.name}, which splits texts in another "
+            "way; PreTrainedTokenizerFast loads the tokenizer that is written"
+        )
     if verification.verify:
         verify(source, target, model_config)
 
@@ -363,19 +375,23 @@ def _detect(
         came_from: name of the family that they were converted from, where that is known.
 
     Raises:
-        WeightsError: none; with what is in the way of the nearest one.
+        WeightsError: none; with what is in the way of the nearest ones, the one they came from first.
     """
-    fitting, problems = [], []
+    fitting = []
+    problems: dict[str, str] = {}
     for family in families:
         family = family.with_head_in(tensors, ours=True)
         try:
             huggingface.as_theirs(family, tensors, config, tokenizer, family.parts)
         except WeightsError as error:
-            problems.append(str(error))
+            problems[family.name] = str(error)
         else:
             fitting.append(family)
     if not fitting:
-        raise WeightsError(min(problems, key=_distance))
+        nearest = sorted(problems, key=lambda name: (name != came_from, _distance(problems[name])))
+        raise WeightsError(
+            "\n  ".join(["no family fits; the nearest:", *(problems[name] for name in nearest[:3])])
+        )
     original = [family for family in fitting if family.name == came_from]
     if original:
         fitting = original

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tencentpretrain.errors import WeightsError
-from tencentpretrain.files import read_json, write_json
+from tencentpretrain.files import read_json, read_object, write_json
 
 MODULES = "modules.json"
 SENTENCES = ("normalize_features", "seq_length")  # of our descriptions, beside the model's `pooling`
@@ -40,36 +40,47 @@ def settings(directory: Path) -> dict[str, Any]:
             "perhaps Normalize."
         )
     values = {"pooling": _pooling(modules[1][1] / "config.json"), "normalize_features": len(kinds) == 3}
-    sentences = read_json(directory / _SETTINGS) if (directory / _SETTINGS).is_file() else {}
-    path = directory / "tokenizer_config.json"
-    tokenizer = read_json(path) if path.is_file() else {}
+    files = (directory / _SETTINGS, directory / "tokenizer_config.json")
+    sentences, tokenizer = (read_object(path) if path.is_file() else {} for path in files)
     if sentences.get("do_lower_case") and not tokenizer.get("do_lower_case", True):
         raise WeightsError(
             f"{directory / _SETTINGS}: `do_lower_case` is true, but the tokenizer keeps case; that is not "
             "supported."
         )
-    length = sentences.get("max_seq_length") or tokenizer.get("model_max_length")
-    if length is not None and length < _UNLIMITED:
-        values["seq_length"] = length
+    for path, name, content in zip(
+        files, ("max_seq_length", "model_max_length"), (sentences, tokenizer), strict=True
+    ):
+        length = content.get(name)
+        if length is None:
+            continue
+        if isinstance(length, bool) or not isinstance(length, int | float) or not length >= 1:
+            raise WeightsError(f"{path}: `{name}` is {length!r}, expected a number of tokens.")
+        if length < _UNLIMITED:
+            values["seq_length"] = int(length)
+        break
     return values
 
 
 def _read(path: Path) -> list[dict[str, str]]:
     modules = read_json(path)
-    try:
-        return [{"type": entry["type"], "path": entry["path"]} for entry in modules]
-    except (TypeError, KeyError):
-        raise WeightsError(f"{path}: expected a list of modules, each with 'type' and 'path'.") from None
+    for entry in modules if isinstance(modules, list) else [None]:
+        if not isinstance(entry, dict) or not all(
+            isinstance(entry.get(name), str) for name in ("type", "path")
+        ):
+            raise WeightsError(f"{path}: expected a list of modules, each with 'type' and 'path', two texts.")
+    return list(modules)
 
 
 def _pooling(path: Path) -> str:
     """From `pooling_mode`, or from flags of which one is set."""
-    values = read_json(path)
-    modes = [name.removeprefix(_FLAG) for name, value in values.items() if name.startswith(_FLAG) and value]
+    values = read_object(path)
+    modes: list[Any] = [
+        name.removeprefix(_FLAG) for name, value in values.items() if name.startswith(_FLAG) and value
+    ]
     modes = [next((mode for mode, flag in _FLAGS.items() if flag == name), name) for name in modes]
     if "pooling_mode" in values:
         modes = [values["pooling_mode"]]
-    if len(modes) != 1 or modes[0] not in _POOLING:
+    if len(modes) != 1 or modes[0] not in [*_POOLING]:
         raise WeightsError(
             f"{path}: pooling is {' and '.join(map(str, modes)) or 'none'}; supported is one of "
             f"{', '.join(_POOLING)}."

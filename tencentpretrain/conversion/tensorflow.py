@@ -23,7 +23,7 @@ from tencentpretrain.conversion.program import (
     type_concern,
 )
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
-from tencentpretrain.files import complete_files, read_json
+from tencentpretrain.files import complete_files, read_object
 from tencentpretrain.state_dict import LazyTensors
 from tencentpretrain.weights import open_weights
 
@@ -134,7 +134,7 @@ def _read(source: Path, family: Family, parts: Sequence[str]) -> TheirModel:
     tensors = read_checkpoint(source)
     described = (source if source.is_dir() else source.parent) / f"{family.name}_config.json"
     has_config = described.is_file()
-    values = our_values(family, read_json(described), described) if has_config else {}
+    values = our_values(family, read_object(described), described) if has_config else {}
     values["tie_weights"] = True
     with weights_of(source):
         done = to_ours(family, tensors, values, parts)

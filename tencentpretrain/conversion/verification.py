@@ -29,15 +29,19 @@ _LOGITS = {
 }
 
 
-def check_verifiable(directory: Path) -> Any:
+def check_verifiable(directory: Path, written: bool = False) -> Any:
     """The module `transformers`.
+
+    Args:
+        written: whether the directory is what a program will have written by then.
 
     Raises:
         ConfigError: it is not installed, or there is no directory that it could load.
     """
-    if not huggingface.is_model_directory(directory):
+    if huggingface.is_file_name(directory) if written else not huggingface.is_model_directory(directory):
         raise ConfigError(
-            f"--verify needs a Hugging Face directory with config.json, which {directory} is not."
+            f"--verify needs a Hugging Face directory with config.json, which {directory} "
+            f"{'will not be; give a directory as the output' if written else 'is not'}."
         )
     try:
         import transformers

@@ -189,7 +189,7 @@ def rope_problems(config: ModelConfig) -> Iterator[str]:
         if name == "truncate":
             if not isinstance(value, bool):
                 yield f"`rope_scaling`: `{name}` must be true or false, but is {value!r} instead."
-        elif isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+        elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             yield f"`rope_scaling`: rope_type {kind} needs a number `{name}` above 0, but it is {value!r}."
     for name in sorted(given.keys() - {"rope_type", "type", *needed, *further}):
         yield f"`rope_scaling`: rope_type {kind} has no `{name}`{did_you_mean(name, [*needed, *further])}."

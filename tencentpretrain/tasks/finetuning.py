@@ -46,6 +46,7 @@ class Finetuning:
     Args:
         output: where these weights go.
         total_steps: updates in all epochs.
+        family: that the first weights were converted from, where that is known; it goes beside the output.
     """
 
     def __init__(
@@ -56,8 +57,10 @@ class Finetuning:
         report: Report,
         output: Path,
         total_steps: int,
+        family: str | None = None,
     ) -> None:
         self.engine, self.task, self.report = engine, task, report
+        self.family = {} if family is None else {"family": family}
         self.output, self.total_steps = output, total_steps
         self.model_config: ModelConfig = configs[ModelConfig]
         self.config: FinetuneConfig = configs[FinetuneConfig]
@@ -108,7 +111,7 @@ class Finetuning:
                 task.labels,
                 self.settings.plugins,
                 vocab_size=model.sizes.vocab_size,
-                further={"seq_length": self.config.seq_length},
+                further={"seq_length": self.config.seq_length} | self.family,
             )
             publish_weights(model.state_dict(), path, description)
 

@@ -87,7 +87,8 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     for line in (*options.notes, *engine.decisions(), *told):
         log.info(line)
     try:
-        Finetuning(engine, task, configs, report, output, steps).run(train, dev)
+        family = start.description.get("family")
+        Finetuning(engine, task, configs, report, output, steps, family).run(train, dev)
         if test is not None:
             engine.model.load_state_dict(read_state_dict(output))
             score, _ = evaluate(engine, task, test, run.batch_size)

@@ -68,7 +68,13 @@ class BPETokenizer(Tokenizer):
         return self._rust.decode(list(ids), skip_special_tokens=False)
 
     def _write_file(self, option: str, path: Path) -> None:
-        if option == "merges_path":
+        if path.name == "tokenizer.json":
+            rust = type(self._rust).from_str(
+                self._rust.to_str()
+            )  # this one is to read special tokens as text
+            rust.add_special_tokens([self.tokens[id] for id in sorted(self.special_ids)])
+            rust.save(str(path))
+        elif option == "merges_path":
             write_merges(path, self.merges)
         else:
             super()._write_file(option, path)

@@ -11,7 +11,7 @@ from tencentpretrain.errors import DataError
 from tencentpretrain.files import read_json
 from tencentpretrain.registry import TOKENIZERS
 from tencentpretrain.tokenizers.base import DESCRIPTION_NAME, Tokenizer
-from tencentpretrain.tokenizers.vocabulary import MAP_NAME
+from tencentpretrain.tokenizers.vocabulary import MAP_NAME, check_parts
 
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
@@ -89,6 +89,7 @@ def _load_huggingface(directory: Path) -> Tokenizer:
     settings_path = directory / "tokenizer_config.json"
     settings = _read_object(settings_path) if settings_path.is_file() else {}
     parts = _read_object(directory / "tokenizer.json") if (directory / "tokenizer.json").is_file() else {}
+    check_parts(directory / "tokenizer.json", parts)
     try:
         own = build_tokenizer(_own_options(directory, settings, parts))
     except DataError:

@@ -14,7 +14,9 @@ from tencentpretrain.registry import TOKENIZERS
 from tencentpretrain.tokenizers.base import Ids, Lengths, Tokenizer, flatten, is_cjk, required_path
 from tencentpretrain.tokenizers.bpe import continues_in_bytes, starts_of
 from tencentpretrain.tokenizers.spm import SPACE
-from tencentpretrain.tokenizers.vocabulary import read_bytes
+from tencentpretrain.tokenizers.vocabulary import check_parts, read_bytes
+
+_RARE = "\U0001fae8"  # a character that few vocabularies have
 
 
 @TOKENIZERS.register("hfpretrained")
@@ -37,10 +39,14 @@ class PretrainedTokenizer(Tokenizer):
         self._content = read_bytes(path, "a tokenizer.json")
         try:
             parts = json.loads(self._content)
+            check_parts(path, parts)
             self._rust = Rust.from_buffer(self._content)
             added = parts.get("added_tokens") or []
             self._special_names = tuple(token["content"] for token in added if token["special"])
             self._plain = Rust.from_str(json.dumps(_without_special_tokens(parts, {*self._special_names})))
+            self._plain.encode_batch_fast([_RARE])  # fails where there is no unknown token
+        except DataError:
+            raise
         except Exception as error:  # the library raises nothing more precise
             raise DataError(f"{path} is no tokenizer.json ({error}).") from None
         for rust in (self._rust, self._plain):

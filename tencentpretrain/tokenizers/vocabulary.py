@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from tencentpretrain.errors import DataError, UserError
 from tencentpretrain.files import complete_file, read_json, write_json
 
+_MOST_TOKENS = 2**24
 ROLES = ("pad", "unk", "cls", "sep", "mask")
 
 # Names a role may have, in the order they are tried where no map of special tokens says: BERT's, those of
@@ -110,9 +111,67 @@ def is_json(path: Path) -> bool:
 def _read_json(path: Path, what: str) -> Any:
     read_bytes(path, what)
     try:
-        return read_json(path)
+        value = read_json(path)
     except UserError as error:
         raise DataError(str(error)) from None
+    if isinstance(value, dict) and isinstance(value.get("model"), dict):
+        check_parts(path, value)
+    return value
+
+
+def check_parts(path: Path, parts: Any) -> None:
+    """Refuse a `tokenizer.json` in which something has another type than the library that writes it gives it.
+
+    Raises:
+        DataError: with the key, what it is and what was expected.
+    """
+    if not isinstance(parts, dict):
+        raise DataError(
+            f"{path} is no tokenizer.json (it holds a {type(parts).__name__}, expected an object)."
+        )
+    for key, value, expected in _malformed(parts):
+        raise DataError(f"{path}: `{key}` is {value!r}, expected {expected}.")
+
+
+def _malformed(parts: dict[str, Any]) -> Iterator[tuple[str, Any, str]]:
+    """Key, value and what is expected instead."""
+    for key in ("model", "normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        if not isinstance(parts.get(key), dict | None):
+            yield key, parts[key], "an object"
+    model = parts.get("model") or {}
+    vocabulary, merges, added = model.get("vocab", {}), model.get("merges", []), parts.get("added_tokens", [])
+    number = f"a whole number from 0 to {_MOST_TOKENS - 1}"
+    if isinstance(vocabulary, dict):
+        yield from ((f"model.vocab.{name}", id, number) for name, id in vocabulary.items() if not _is_id(id))
+    elif not isinstance(vocabulary, list):
+        yield "model.vocab", vocabulary, "an object of ids, or a list of tokens with their scores"
+    else:
+        for place, entry in enumerate(vocabulary):
+            match entry:
+                case [str(), int() | float()]:
+                    continue
+            yield f"model.vocab.{place}", entry, "a token with its score"
+    if not isinstance(merges, list):
+        yield "model.merges", merges, "a list"
+        return
+    for place, entry in enumerate(merges):
+        if not isinstance(entry, str) and not (
+            isinstance(entry, list) and all(isinstance(part, str) for part in entry)
+        ):
+            yield f"model.merges.{place}", entry, "two parts"
+    for place, entry in enumerate(added if isinstance(added, list) else [added]):
+        match entry:
+            case {"content": str(), "id": int(id), "special": bool()} if _is_id(id):
+                continue
+        yield (
+            f"added_tokens.{place}",
+            entry,
+            f"an object with a text 'content', an 'id' ({number}) and 'special'",
+        )
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < _MOST_TOKENS
 
 
 def _from_json(path: Path, value: Any) -> list[str]:

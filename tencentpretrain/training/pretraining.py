@@ -177,6 +177,7 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
             labels_num=settings.labels_num,
             vocab_size=settings.vocab_sizes[0],
             tgt_tokenizer=tgt_tokenizer,
+            further=None if settings.family is None else {"family": settings.family},
         )
 
     output = Path(settings.pretrain.output_model_path)

@@ -37,6 +37,7 @@ class Settings:
 
     Attributes:
         vocab_sizes: rows of the word embeddings of both sides; pre-trained weights may have more than tokens.
+        family: that the pre-trained weights were converted from, where that is known.
     """
 
     model: ModelConfig
@@ -51,6 +52,7 @@ class Settings:
     place: Place
     engine: str
     deepspeed: DeepSpeedSetup | None  # with that engine
+    family: str | None
 
     @property
     def store(self) -> TokenStore:
@@ -129,7 +131,7 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     vocab_sizes = max(rows[0], tokens[0]), max(rows[1], tokens[1])
     return Settings(
         model, data, optimization, run, pretrain, sources, labels_num, vocab_sizes, options.notes, place,
-        engine, setup,
+        engine, setup, beside.get("family"),
     )  # fmt: skip
 
 

@@ -64,7 +64,7 @@ def test_all_problems_are_reported_together_with_their_places(tmp_path: Path) ->
         options.build(*PRETRAIN)
     text = str(error.value)
     assert "c.json: hidden_sise: unknown key (did you mean 'hidden_size'?)" in text
-    assert "c.json: heads_num: expected a whole number of at least 1, but is 'x' instead" in text
+    assert "c.json: heads_num: expected a whole number from 1 to 16777216, but is 'x' instead" in text
     assert "c.json: layers_num: expected a whole number of at least 1, but is 0 instead" in text
     assert "(did you mean 'linear'?)" in text
     assert "--learning_rate: expected a number of at least 0, but is 'fast' instead" in text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -257,6 +258,24 @@ def test_what_keeps_from_the_nearest_family(
         run_convert("huggingface", tmp_path / "ours.bin", tmp_path / "theirs")
 
 
+@pytest.mark.parametrize(
+    ("came_from", "named"),
+    [(None, ["bert", "roberta", "xlm-roberta"]), ("albert", ["albert", "bert", "roberta"])],
+)
+def test_the_nearest_families_are_named(
+    run_convert, tmp_path: Path, came_from: str | None, named: list[str]
+) -> None:
+    source = ours(tmp_path / "ours.bin", **{**BERT_LIKE, "target": ("mlm",)}, has_residual_attention=True)
+    beside = source.with_name("ours.bin.json")
+    description = json.loads(beside.read_text(encoding="utf-8")) | {"family": came_from}
+    beside.write_text(json.dumps(description), encoding="utf-8")
+    with pytest.raises(WeightsError) as caught:
+        run_convert("huggingface", source, tmp_path / "theirs")
+    assert "no family fits; the nearest:" in str(caught.value)
+    assert re.findall(r"not a (?:complete )?(\S+) model", str(caught.value)) == named
+    assert "`has_residual_attention` is True, only False is possible" in str(caught.value)
+
+
 def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:
     tiny_bert().save_pretrained(tmp_path / "theirs")
     with pytest.raises(ConfigError, match=r"models is a directory; name a file, as .*models/model\.bin"):
@@ -264,7 +283,9 @@ def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:
         run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "models")
     config = json.loads((tmp_path / "theirs" / "config.json").read_text(encoding="utf-8"))
     (tmp_path / "theirs" / "config.json").write_text(json.dumps(config | {"num_attention_heads": 5}))
-    with pytest.raises(ConfigError, match=r"theirs: `heads_num` must divide"):
+    with pytest.raises(
+        WeightsError, match=r"theirs/config\.json: `num_attention_heads` must divide `hidden_s"
+    ):
         run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
 
 
@@ -277,6 +298,20 @@ def test_verify_without_transformers_or_a_directory(run_convert, tmp_path: Path,
     with pytest.raises(ConfigError, match="pip install transformers"):
         run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin", "--verify")
     assert not list(tmp_path.glob("ours*"))
+
+
+def test_verify_on_the_way_there_fails_before_anything_is_written(
+    run_convert, tmp_path: Path, monkeypatch
+) -> None:
+    source = ours(tmp_path / "ours.bin", **BERT_LIKE)
+    with pytest.raises(
+        ConfigError, match=r"--verify needs a Hugging Face directory.*theirs\.bin will not be"
+    ):
+        run_convert("huggingface", source, tmp_path / "theirs.bin", "--verify")
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match="pip install transformers"):
+        run_convert("huggingface", source, tmp_path / "theirs", "--verify")
+    assert not list(tmp_path.glob("theirs*"))
 
 
 def test_file_without_description(run_convert, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "FNet": BERT_LIKE,
     "GPT2": {"vocab_size": 40, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 16},
     "Llama": BERT_LIKE,
-    "Qwen2": BERT_LIKE,
+    "Qwen2": BERT_LIKE | {"num_key_value_heads": 2},
     "Bloom": {"vocab_size": 40, "hidden_size": 16, "n_layer": 1, "n_head": 2},
     "T5": T5_LIKE,
     "MT5": T5_LIKE,

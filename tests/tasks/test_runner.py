@@ -260,7 +260,7 @@ def test_a_published_weights_file_is_used_with_the_published_options(
     )
     with pytest.raises(ConfigError, match="--labels_num"):
         predict(bare, toy / "dev.tsv", *given, "--seq_length=24")
-    with pytest.raises(WeightsError, match=r"labels: the file has 2 classes, the model 4"):
+    with pytest.raises(WeightsError, match=r"labels: the file was fine-tuned for 2 classes, this task has 4"):
         predict(bare, toy / "dev.tsv", *given, "--seq_length=24", "--labels_num=4")
 
 

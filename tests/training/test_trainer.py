@@ -410,6 +410,10 @@ def test_activation_checkpointing_changes_nothing_but_memory(
 
 def test_continue_from_weights_without_repeating_options(run: Run, tmp_path: Path, workplace: Path) -> None:
     run("first.bin", total_steps=2)
+    beside = tmp_path / "first.bin.json"
+    description = json.loads(beside.read_text(encoding="utf-8"))
+    assert "family" not in description
+    beside.write_text(json.dumps(description | {"family": "roberta"}), encoding="utf-8")
     trainer = run(
         "second.bin",
         config_path=None,
@@ -419,6 +423,8 @@ def test_continue_from_weights_without_repeating_options(run: Run, tmp_path: Pat
     )
     assert_same_weights(tmp_path / "first.bin", tmp_path / "second.bin")
     assert trainer.engine.model.config.layers_num == 2
+    description = json.loads((tmp_path / "second.bin.json").read_text(encoding="utf-8"))
+    assert description["family"] == "roberta"
     with pytest.raises(ConfigError, match="hidden_size"):
         run("third.bin", pretrained_model_path=tmp_path / "first.bin", hidden_size=32, emb_size=32)
     (tmp_path / "first.bin.json").unlink()

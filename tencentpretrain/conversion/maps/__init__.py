@@ -55,5 +55,5 @@ def families_of(names: Iterable[str], model_type: str | None = None) -> list[Fam
     """
     names = list(names)
     known = [family for family in FAMILIES if model_type is None or model_type in family.known_as]
-    fitting = [family for family in known if names and not family.strangers(names)]
+    fitting = [family for family in known if names and not family.has_stranger(names)]
     return fitting or ([] if model_type is None else known)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -114,14 +115,14 @@ def sinusoidal_table(length: int, size: int) -> Tensor:
     return torch.cat((angles.sin(), angles.cos()), 1).float()
 
 
-def _of_both(name: str, default: int) -> Callable[[Values], int]:
+def _of_both(name: str, default: int) -> Callable[[Values], Any]:
     """A size that encoder and decoder have each at theirs, and have together at ours."""
 
-    def read(theirs: Values) -> int:
+    def read(theirs: Values) -> Any:
         one, other = (theirs.get(f"{side}_{name}", default) for side in EMBEDDINGS)
         if one != other:
             raise WeightsError(f"`encoder_{name}` is {one} and `decoder_{name}` {other}, they must be equal")
-        return int(one)
+        return one
 
     return read
 

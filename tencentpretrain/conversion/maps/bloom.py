@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
 from tencentpretrain.conversion.maps.bert import linear, norm
@@ -12,8 +14,8 @@ _LAYER = "transformer.h.{}"
 _OURS = "encoder.transformer.{}"
 
 
-def _width(theirs: Values) -> int:
-    return int(theirs.get("hidden_size") or theirs.get("n_embed") or 64)
+def _width(theirs: Values) -> Any:
+    return theirs.get("hidden_size") or theirs.get("n_embed") or 64
 
 
 def _check_inner(config: ModelConfig) -> None:

@@ -19,13 +19,16 @@ def _rope(theirs: Values) -> dict[str, Any]:
     """Rotation as Transformers 5 keeps it in one object; before, the base was beside `rope_scaling`."""
     rope: dict[str, Any] = {"rope_theta": theirs.get("rope_theta") or 10000.0}
     for place in ("rope_scaling", "rope_parameters"):
-        rope |= {name: value for name, value in (theirs.get(place) or {}).items() if value is not None}
+        given = theirs.get(place) or {}
+        if not isinstance(given, dict):
+            raise WeightsError(f"`{place}` is {given!r}, expected an object")
+        rope |= {name: value for name, value in given.items() if value is not None}
     rope.setdefault("rope_type", rope.pop("type", "default"))
     return rope
 
 
-def _rope_theta(theirs: Values) -> float:
-    return float(_rope(theirs)["rope_theta"])
+def _rope_theta(theirs: Values) -> Any:
+    return _rope(theirs)["rope_theta"]
 
 
 def _rope_scaling(theirs: Values) -> dict[str, Any]:
@@ -48,16 +51,26 @@ def _rope_scaling(theirs: Values) -> dict[str, Any]:
     return scaling
 
 
-def _window_of_all(theirs: Values) -> int | None:
+def _window_of_all(theirs: Values) -> Any:
     """The window of models that may have one in some layers only, which ours cannot."""
+    used, full = theirs.get("use_sliding_window", False), theirs.get("max_window_layers", 28)
+    if not isinstance(used, bool):
+        raise WeightsError(f"`use_sliding_window` is {used!r}, expected true or false")
+    if type(full) is not int:
+        raise WeightsError(f"`max_window_layers` is {full!r}, expected a whole number")
     window, layers = theirs.get("sliding_window", 4096), theirs.get("num_hidden_layers", 32)
-    if not theirs.get("use_sliding_window", False) or window is None:
+    if not used or window is None:
         return None
-    full = min(theirs.get("max_window_layers", 28), layers)
-    kinds = theirs.get("layer_types") or ["full_attention"] * full + ["sliding_attention"] * (layers - full)
-    if len(set(kinds)) > 1:
+    kinds = theirs.get("layer_types") or [
+        *["full_attention"] * (full > 0), *["sliding_attention"] * (layers > full)
+    ]  # fmt: skip
+    if not {*kinds} <= {"full_attention", "sliding_attention"}:
+        raise WeightsError(
+            f"`layer_types` is {kinds!r}, expected full_attention or sliding_attention of each"
+        )
+    if len({*kinds}) > 1:
         raise WeightsError("`sliding_window` holds in some layers only, which is not possible here")
-    return int(window) if kinds[0] == "sliding_attention" else None
+    return window if kinds[0] == "sliding_attention" else None
 
 
 def _kv_heads(absent: int | None) -> Setting:
@@ -194,6 +207,7 @@ QWEN2 = dataclasses.replace(
     fixed_theirs={},
     architectures={("lm",): "Qwen2ForCausalLM", (): "Qwen2Model"},
     tokenizer_files={},  # theirs cuts texts in another way than any of ours
+    fixed_tokenizer="Qwen2Tokenizer",
 )
 
 QWEN3 = dataclasses.replace(
