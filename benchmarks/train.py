@@ -1,9 +1,13 @@
 """Training throughput: this project's model and the same model in Transformers, in turn, in one process.
 
-Both sides: BERT with the masked-language-model and next-sentence heads, scaled_dot_product_attention, fused
-AdamW, gradient clipping, the vocabulary layer at the masked positions only, same batches, same precision.
+BERT with the masked-language-model and next-sentence heads, the vocabulary layer at masked positions only; or
+a causal language model, GPT-2 or LLaMA. Both sides: scaled_dot_product_attention, fused AdamW, gradient
+clipping, same batches without padding, same precision. MFU: operations of the model (none recomputed, causal
+attention in full) of those that products of large matrices reach on this device in the same minute.
 
     python benchmarks/train.py --config_path models/bert/mini_config.json --batch_size 32 --seq_length 128
+    python benchmarks/train.py --config_path models/gpt2/config.json --batch_size 2 --seq_length 512 \\
+                               --vocab_size 50257
 """
 
 from __future__ import annotations
@@ -23,16 +27,30 @@ from torch.nn import functional as F
 
 from tencentpretrain import build_model, load_config
 from tencentpretrain.batch import IGNORED, Batch
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.training.estimate import measure_cost
 
 Step = Callable[[Batch], Tensor]
+Peer = tuple[nn.Module, Callable[[Batch], Tensor]]  # a model, and its loss
 
 
-def make_batches(number: int, rows: int, length: int, vocab_size: int, device: str) -> list[Batch]:
-    """Full rows of random tokens, 15 % masked, two segments."""
+def make_batches(
+    number: int, rows: int, length: int, vocab_size: int, device: str, causal: bool
+) -> list[Batch]:
+    """Full rows of random tokens: all predicted from those before, or 15 % masked, in two segments."""
     generator = torch.Generator().manual_seed(7)
     batches = []
     for _ in range(number):
-        ids = torch.randint(5, vocab_size, (rows, length), generator=generator)
+        ids = torch.randint(5, vocab_size, (rows, length + causal), generator=generator)
+        if causal:
+            batch = {
+                "input_ids": ids[:, :-1].contiguous(),
+                "segment_ids": torch.ones(rows, length, dtype=torch.int64),
+                "lm_labels": ids[:, 1:].contiguous(),
+                "lm_positions": torch.arange(rows * length),
+            }
+            batches.append({name: value.to(device) for name, value in batch.items()})
+            continue
         hidden = torch.rand(rows, length, generator=generator) < 0.15
         labels = ids.masked_fill(~hidden, IGNORED)
         segments = torch.ones(rows, length, dtype=torch.int64)
@@ -78,12 +96,18 @@ def ours(setting: Setting) -> Step:
 
 
 def transformers_peer(setting: Setting) -> Step:
+    config = load_config(setting.config_path)
+    make = bert_peer if "mlm" in config.target else gpt2_peer if "pos" in config.embedding else llama_peer
+    model, loss_of = make(config, setting.vocab_size)
+    return training_step(model.to(setting.device), loss_of, setting)
+
+
+def bert_peer(config: ModelConfig, vocab_size: int) -> Peer:
     from transformers import BertConfig, BertForPreTraining
 
-    config = load_config(setting.config_path)
     model = BertForPreTraining(
         BertConfig(
-            vocab_size=setting.vocab_size,
+            vocab_size=vocab_size,
             hidden_size=config.hidden_size,
             num_hidden_layers=config.layers_num,
             num_attention_heads=config.heads_num,
@@ -94,7 +118,7 @@ def transformers_peer(setting: Setting) -> Step:
             attn_implementation="sdpa",
             tie_word_embeddings=config.tie_weights,
         )
-    ).to(setting.device)
+    )
 
     def loss_of(batch: Batch) -> Tensor:
         out = model.bert(batch["input_ids"], token_type_ids=batch["segment_ids"] - 1)
@@ -103,7 +127,72 @@ def transformers_peer(setting: Setting) -> Step:
         words = F.cross_entropy(model.cls.predictions(states), labels)
         return words + F.cross_entropy(model.cls.seq_relationship(out.pooler_output), batch["sp_labels"])
 
-    return training_step(model, loss_of, setting)
+    return model, loss_of
+
+
+def gpt2_peer(config: ModelConfig, vocab_size: int) -> Peer:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return causal_peer(
+        GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=vocab_size,
+                n_embd=config.hidden_size,
+                n_layer=config.layers_num,
+                n_head=config.heads_num,
+                n_inner=config.feedforward_size,
+                n_positions=config.max_seq_length,
+                resid_pdrop=config.dropout,
+                embd_pdrop=config.dropout,
+                attn_pdrop=config.dropout,
+                attn_implementation="sdpa",
+            )
+        )
+    )
+
+
+def llama_peer(config: ModelConfig, vocab_size: int) -> Peer:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return causal_peer(
+        LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocab_size,
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.layers_num,
+                num_attention_heads=config.heads_num,
+                num_key_value_heads=config.kv_heads_num,
+                intermediate_size=config.feedforward_size,
+                max_position_embeddings=config.max_seq_length,
+                attention_dropout=config.dropout,
+                attn_implementation="sdpa",
+            )
+        )
+    )
+
+
+def causal_peer(model: nn.Module) -> Peer:
+    def loss_of(batch: Batch) -> Tensor:
+        logits = model(batch["input_ids"], use_cache=False).logits
+        return F.cross_entropy(logits.flatten(0, 1).float(), batch["lm_labels"].flatten())
+
+    return model, loss_of
+
+
+def matmul_flops(device: str, precision: str) -> float:
+    """Operations a second in products of large matrices, the best of a few."""
+    size = 8192 if device == "cuda" else 2048
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    one = torch.randn(size, size, device=device, dtype=dtype)
+
+    def run() -> float:
+        start = time.perf_counter()
+        one @ one
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - start
+
+    return 2 * size**3 / min(run() for _ in range(5))
 
 
 def timed(step: Step, batches: list[Batch], device: str) -> float:
@@ -153,7 +242,15 @@ def main() -> None:
     parser.add_argument("--measure_memory", choices=list(SIDES), help=argparse.SUPPRESS)
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    batches = make_batches(options.steps, options.batch_size, options.seq_length, options.vocab_size, device)
+    config = load_config(options.config_path)
+    batches = make_batches(
+        options.steps,
+        options.batch_size,
+        options.seq_length,
+        options.vocab_size,
+        device,
+        "lm" in config.target,
+    )
 
     def make(side: str, precision: str) -> Step:
         setting = Setting(options.config_path, options.vocab_size, device, precision, options.compile)
@@ -161,7 +258,10 @@ def main() -> None:
 
     if options.measure_memory:
         if options.measure_memory == "transformers":
-            import transformers.models.bert.modeling_bert  # noqa: F401  its size is not the model's
+            # Their size is not the model's.
+            import transformers.models.bert.modeling_bert
+            import transformers.models.gpt2.modeling_gpt2
+            import transformers.models.llama.modeling_llama  # noqa: F401
         measure_memory(make(options.measure_memory, options.precisions[0]), batches, device, peak_rss())
         return
     print(
@@ -169,6 +269,7 @@ def main() -> None:
         f"batch {options.batch_size} x {options.seq_length}, vocabulary {options.vocab_size}"
     )
     tokens = options.steps * options.batch_size * options.seq_length
+    flops = options.steps * measure_cost(lambda: build_model(config, options.vocab_size), batches[0]).flops
     medians: dict[str, float] = {}
     for precision in options.precisions:
         steps = {side: make(side, precision) for side in SIDES}
@@ -178,11 +279,16 @@ def main() -> None:
                 elapsed = timed(step, batches, device)
                 if round_:  # the first warms up
                     seconds[side].append(elapsed)
+        peak = matmul_flops(device, precision)
+        print(f"{precision}  products of large matrices: {peak / 1e9:,.0f} GFLOP/s")
         ratios = [b / a for a, b in zip(seconds["ours"], seconds["transformers"], strict=True)]
         for side in SIDES:
-            speed = tokens / statistics.median(seconds[side])
+            median = statistics.median(seconds[side])
             memory = peak_memory(side, precision, options)
-            print(f"{precision}  {side:12}  {speed:9,.0f} tokens/s  peak memory {memory:.2f} GiB")
+            print(
+                f"{precision}  {side:12}  {tokens / median:9,.0f} tokens/s  MFU {flops / median / peak:.0%}  "
+                f"peak memory {memory:.2f} GiB"
+            )
         middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
         print(f"{precision}  ours / transformers: {middle:.2f} x (from {low:.2f} to {high:.2f})")
         medians[precision] = statistics.median(seconds["ours"])
