@@ -92,6 +92,29 @@ class TheirModel:
     token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class OurModel:
+    """Weights of ours, and what is known about them.
+
+    Attributes:
+        tensors: under our names.
+        config: not needed for a file.
+        labels: names of the classes of a fine-tuned model.
+        token_ids: of special tokens, where a source of theirs said them; a tokenizer knows better.
+        known: configuration values, where there is no configuration.
+        sentences: what makes a directory one of sentence-transformers, as its `write` has it; a file has the
+            names of the bare encoder then.
+    """
+
+    tensors: Mapping[str, Tensor]
+    config: ModelConfig | None = None
+    tokenizer: Tokenizer | None = None
+    labels: Sequence[str] | None = None
+    token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    known: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    sentences: Mapping[str, Any] | None = None
+
+
 def is_model_directory(path: Path) -> bool:
     """Whether a directory has a config.json that names a `model_type`; WeightsError where it is no name."""
     if not (path / CONFIG).is_file():
@@ -359,18 +382,11 @@ def has_tokenizer(directory: Path) -> bool:
     return any((directory / name).is_file() for name in _TOKENIZER_FILES)
 
 
-def their_config(
-    family: Family,
-    config: ModelConfig,
-    tensors: Mapping[str, Tensor],
-    parts: Sequence[str],
-    tokenizer: Tokenizer | None,
-    token_ids: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
+def their_config(family: Family, config: ModelConfig, ours: OurModel, parts: Sequence[str]) -> dict[str, Any]:
     """Content of config.json.
 
     Args:
-        token_ids: of special tokens, where a source of theirs said them; a tokenizer knows better.
+        config: as it is there; what weights share it says by itself.
 
     Raises:
         WeightsError: with every option of ours that their model cannot express.
@@ -392,9 +408,9 @@ def their_config(
             continue
         if setting.theirs is not None:
             values[setting.theirs] = value
-    values |= {name: id for name, id in (token_ids or {}).items() if name in family.token_ids}
-    if tokenizer is not None:
-        roles = {name: getattr(tokenizer, f"{role}_id") for name, role in family.token_ids.items()}
+    values |= {name: id for name, id in ours.token_ids.items() if name in family.token_ids}
+    if ours.tokenizer is not None:
+        roles = {name: getattr(ours.tokenizer, f"{role}_id") for name, role in family.token_ids.items()}
         known = {name: number for name, number in roles.items() if number is not None}
         problems += [
             f"`{name}` is {number} in the tokenizer, only {family.fixed_theirs[name]} is possible"
@@ -404,7 +420,7 @@ def their_config(
         values |= known
     if problems:
         raise WeightsError(f"not a {family.name} model of Hugging Face: {'; '.join(problems)}.")
-    word = tensors["embedding.word.embedding.weight"]
+    word = ours.tensors["embedding.word.embedding.weight"]
     return values | {"vocab_size": word.shape[0], "dtype": str(word.dtype).removeprefix("torch.")}
 
 
@@ -435,27 +451,19 @@ def _misfits(family: Family, config: ModelConfig, parts: Sequence[str]) -> Itera
             yield f"`{name}` is {_words(given)}, only {_words(value)} is possible"
 
 
-def as_theirs(
-    family: Family,
-    tensors: Mapping[str, Tensor],
-    config: ModelConfig | None,
-    tokenizer: Tokenizer | None,
-    parts: Sequence[str],
-    known: Mapping[str, Any] | None = None,
-    token_ids: Mapping[str, Any] | None = None,
-) -> tuple[Conversion, dict[str, Any]]:
+def as_theirs(family: Family, ours: OurModel, parts: Sequence[str]) -> tuple[Conversion, dict[str, Any]]:
     """Our tensors under their names, and config.json (empty where our configuration is not known).
 
     Raises:
         WeightsError: the model is none of this family.
     """
-    values = known or {} if config is None else dataclasses.asdict(config)
-    done = to_theirs(family, tensors, values, parts)
-    if config is None:
+    values = ours.known if ours.config is None else dataclasses.asdict(ours.config)
+    done = to_theirs(family, ours.tensors, values, parts)
+    if ours.config is None:
         return done, {}
     shared = _what_is_shared(family, done.tensors, {})
-    described = dataclasses.replace(config, **shared)
-    return done, their_config(family, described, tensors, done.parts, tokenizer, token_ids)
+    described = dataclasses.replace(ours.config, **shared)
+    return done, their_config(family, described, ours, done.parts)
 
 
 def check_replaceable(path: Path) -> None:
@@ -486,29 +494,13 @@ def _is_own(directory: Path) -> bool:
 
 
 def write(
-    path: Path,
-    family: Family,
-    tensors: Mapping[str, Tensor],
-    config: ModelConfig | None,
-    tokenizer: Tokenizer | None,
-    parts: Sequence[str],
-    labels: Sequence[str] | None = None,
-    max_shard_size: float = 5e9,
-    sentences: Mapping[str, Any] | None = None,
-    known: Mapping[str, Any] | None = None,
-    token_ids: Mapping[str, Any] | None = None,
+    path: Path, family: Family, ours: OurModel, parts: Sequence[str], max_shard_size: float = 5e9
 ) -> list[str]:
-    """Our tensors as a model of theirs: a directory, or the weights alone where `path` is named like a file.
+    """A model of ours as one of theirs: a directory, or the weights alone where `path` is named like a file.
 
     Args:
-        config: needed for a directory.
         parts: the targets wanted, of those that are there.
-        labels: names of the classes of a fine-tuned model.
         max_shard_size: of a file of a directory, in bytes; a larger model is several.
-        sentences: what makes the directory one of sentence-transformers, as its `write` has it; a file has
-            the names of the bare encoder then.
-        known: our configuration values, where there is no configuration.
-        token_ids: as for `their_config`.
 
     Returns:
         Names of ours that were left out.
@@ -516,17 +508,17 @@ def write(
     Raises:
         WeightsError: the model is none of theirs.
     """
-    done, values = as_theirs(family, tensors, config, tokenizer, parts, known, token_ids)
+    done, values = as_theirs(family, ours, parts)
     if is_file_name(path):
-        bare = "" if sentences is None else family.prefix
+        bare = "" if ours.sentences is None else family.prefix
         save_weights(renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors}), path)
         return done.ignored
-    assert config is not None
+    assert ours.config is not None
     theirs = without_copies(family, done.tensors)
     values |= {name: len(done.tensors[tensor]) for name, tensor in family.sizes.items()}
     if family.head in _HEADS_WITH_LABELS and done.parts:
-        outputs = len(tensors[family.rules[-1].names(ours=True)[0]])
-        names = list(labels or _unnamed(outputs))
+        outputs = len(ours.tensors[family.rules[-1].names(ours=True)[0]])
+        names = list(ours.labels or _unnamed(outputs))
         if len(names) != outputs:
             raise WeightsError(f"there are {len(names)} labels, but {outputs} outputs.")
         values["id2label"] = dict(enumerate(names))
@@ -536,11 +528,12 @@ def write(
         if "lm" in done.parts:
             ids = {name: values[name] for name in family.token_ids if values.get(name) is not None}
             write_json(temporary / "generation_config.json", ids)
+        tokenizer = ours.tokenizer
         if tokenizer is not None and (named := their_tokenizer(family, tokenizer)) is not None:
-            _write_tokenizer(temporary, family, config, tokenizer, *named)
+            _write_tokenizer(temporary, family, ours.config, tokenizer, *named)
         _write_shards(theirs, temporary, max_shard_size)
-        if sentences is not None:
-            sentence_transformers.write(temporary, config.hidden_size, sentences)
+        if ours.sentences is not None:
+            sentence_transformers.write(temporary, ours.config.hidden_size, ours.sentences)
     return done.ignored
 
 

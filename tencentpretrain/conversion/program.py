@@ -14,7 +14,7 @@ from torch import Tensor
 from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_config, option, options_of
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family
-from tencentpretrain.conversion.huggingface import TheirModel
+from tencentpretrain.conversion.huggingface import OurModel, TheirModel
 from tencentpretrain.conversion.maps import FAMILIES
 from tencentpretrain.conversion.maps.bert import BERT
 from tencentpretrain.conversion.sentence_transformers import SENTENCES
@@ -303,52 +303,29 @@ def _to_huggingface(
     to_directory = not huggingface.is_file_name(target)
     if to_directory:
         huggingface.check_replaceable(target)
-    tensors, _ = open_weights(source)
     description = read_description(source) or {}
-    if is_siamese(tensors):
-        tensors, sentences = one_stream(source, tensors), True
-    check_layers(source, tensors, config)
-    sentences = sentences or "normalize_features" in description
-    model_config = None
-    # A file needs no configuration, but for families whose heads are turned round.
-    if to_directory or directory.config_path is not None or description:
-        model_config = _model_config(source, description, directory)
-        description["pooling"] = model_config.pooling
-        if model_config.is_dual:
-            model_config = dataclasses.replace(model_config.streams[0], target=("mlm",))
-        if sentences:  # theirs says it beside the model, whose heads read the first state
-            model_config = dataclasses.replace(model_config, pooling="first")
-        _check_shapes(source, tensors, model_config)
-    tokenizer = _tokenizer(source, tokenizer_config) if to_directory else None
-    labels = description.get("labels")
+    ours = _read_ours(source, description, directory, to_directory, sentences)
+    check_layers(source, ours.tensors, config)
+    if to_directory:
+        ours = dataclasses.replace(ours, tokenizer=_tokenizer(source, tokenizer_config))
     with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
-            family = _detect(tensors, model_config, tokenizer, labels, families, description.get("family"))
-        ignored = huggingface.write(
-            target,
-            family,
-            tensors,
-            model_config,
-            tokenizer,
-            family.parts if parts is None else parts,
-            labels,
-            directory.max_shard_size * 1e9,
-            description if sentences else None,
-            {} if directory.max_seq_length is None else {"max_seq_length": directory.max_seq_length},
-            description.get("token_ids"),
-        )
+            family = _detect(ours, families, description.get("family"))
+        parts = family.parts if parts is None else parts
+        ignored = huggingface.write(target, family, ours, parts, directory.max_shard_size * 1e9)
     print(
-        f"{target}: {family.name}, {len(tensors) - len(ignored)} tensors converted",
+        f"{target}: {family.name}, {len(ours.tensors) - len(ignored)} tensors converted",
         f"ignored: {', '.join(ignored) or 'none'}",
         sep="\n",
     )
-    if model_config is not None:
-        for line in huggingface.departures(family, model_config):
+    if ours.config is not None:
+        for line in huggingface.departures(family, ours.config):
             print(line)
+    tokenizer = ours.tokenizer
     if to_directory and tokenizer is None:
         print("no tokenizer is written: none lies beside the weights (--vocab_path gives one)")
-        if not description.get("token_ids"):
+        if not ours.token_ids:
             print(f"not known without a tokenizer, and left at their defaults: {', '.join(family.token_ids)}")
     elif tokenizer is not None and huggingface.their_tokenizer(family, tokenizer) is None:
         print(f"no tokenizer is written: none of theirs for {family.name} is like '{tokenizer.kind}'")
@@ -358,17 +335,47 @@ def _to_huggingface(
             "way; PreTrainedTokenizerFast loads the tokenizer that is written"
         )
     if verification.verify:
-        verify(source, target, model_config)
+        verify(source, target, ours.config)
 
 
-def _detect(
-    tensors: Mapping[str, Tensor],
-    config: ModelConfig | None,
-    tokenizer: Tokenizer | None,
-    labels: Sequence[str] | None,
-    families: Sequence[Family],
-    came_from: str | None,
-) -> Family:
+def _read_ours(
+    source: Path,
+    description: Mapping[str, Any],
+    directory: DirectoryConfig,
+    to_directory: bool,
+    sentences: bool,
+) -> OurModel:
+    """Weights of ours with what their description and the options say, but for the tokenizer.
+
+    Args:
+        sentences: they are of sentence embeddings, whatever the description says.
+    """
+    tensors, _ = open_weights(source)
+    sentences = sentences or "normalize_features" in description
+    if is_siamese(tensors):
+        tensors, sentences = one_stream(source, tensors), True
+    config, pooling = None, None
+    # A file needs no configuration, but for families whose heads are turned round.
+    if to_directory or directory.config_path is not None or description:
+        config = _model_config(source, description, directory)
+        pooling = config.pooling
+        if config.is_dual:
+            config = dataclasses.replace(config.streams[0], target=("mlm",))
+        if sentences:  # theirs says it beside the model, whose heads read the first state
+            config = dataclasses.replace(config, pooling="first")
+        _check_shapes(source, tensors, config)
+    length = directory.max_seq_length
+    return OurModel(
+        tensors,
+        config,
+        labels=description.get("labels"),
+        token_ids=description.get("token_ids", {}),
+        known={} if length is None else {"max_seq_length": length},
+        sentences={**description, "pooling": pooling} if sentences else None,
+    )
+
+
+def _detect(ours: OurModel, families: Sequence[Family], came_from: str | None) -> Family:
     """The family that weights of ours fit, with its head.
 
     Args:
@@ -380,9 +387,9 @@ def _detect(
     fitting = []
     problems: dict[str, str] = {}
     for family in families:
-        family = family.with_head_in(tensors, ours=True)
+        family = family.with_head_in(ours.tensors, ours=True)
         try:
-            huggingface.as_theirs(family, tensors, config, tokenizer, family.parts)
+            huggingface.as_theirs(family, ours, family.parts)
         except WeightsError as error:
             problems[family.name] = str(error)
         else:
@@ -395,7 +402,7 @@ def _detect(
     original = [family for family in fitting if family.name == came_from]
     if original:
         fitting = original
-    elif tokenizer is not None:
+    elif (tokenizer := ours.tokenizer) is not None:
         usual = [
             family
             for family in fitting
@@ -406,7 +413,8 @@ def _detect(
     if len(fitting) > 1:
         others = ", ".join(other.name for other in fitting[1:])
         print(f"taken as {family.name}; {others} would fit too (--family chooses)")
-    if family.head == "token_classification" and labels is None and len(tensors["output_layer.bias"]) == 2:
+    unnamed = family.head == "token_classification" and ours.labels is None
+    if unnamed and len(ours.tensors["output_layer.bias"]) == 2:
         # One layer of two outputs without names: the first and the last word of an answer.
         print("taken as question answering, as the two outputs have no labels")
         base = next(one for one in families if one.name == family.name)

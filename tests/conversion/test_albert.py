@@ -15,6 +15,7 @@ from tencentpretrain import load_tokenizer
 from tencentpretrain.config import TokenizerConfig
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import to_ours, to_theirs
+from tencentpretrain.conversion.huggingface import OurModel
 from tencentpretrain.conversion.maps import ALBERT, families_of
 from tencentpretrain.conversion.program import from_huggingface, to_huggingface
 from tencentpretrain.errors import DataError, WeightsError
@@ -112,7 +113,7 @@ def test_its_own_tokenizer(tmp_path: Path, sentencepiece_tokenizer: Tokenizer) -
     tiny(vocab_size=ours.vocab_size).save_pretrained(tmp_path / "theirs")
     model = huggingface.read(tmp_path / "theirs")
     config = described_config(tmp_path, model.values)
-    huggingface.write(tmp_path / "back", ALBERT, model.tensors, config, ours, model.parts)
+    huggingface.write(tmp_path / "back", ALBERT, OurModel(model.tensors, config, ours), model.parts)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "back")
     assert type(tokenizer).__name__ == "AlbertTokenizer" and len(tokenizer) == ours.vocab_size
     for text in ("Low and lower", "The thé [MASK]", "lOW ends"):

@@ -10,6 +10,7 @@ import torch
 
 from tencentpretrain import build_model
 from tencentpretrain.conversion import huggingface
+from tencentpretrain.conversion.huggingface import OurModel
 from tencentpretrain.conversion.maps.bloom import BLOOM
 from tencentpretrain.conversion.steps import SplitHeads
 from tencentpretrain.errors import WeightsError
@@ -67,7 +68,7 @@ def test_published_configuration() -> None:
     output = model({"input_ids": ids, "segment_ids": torch.ones_like(ids), **labels})
     assert output.loss.isfinite()
     with pytest.raises(WeightsError, match="`remove_embedding_layernorm` is True"):
-        huggingface.their_config(BLOOM, model.config, model.state_dict(), ("lm",), None)
+        huggingface.their_config(BLOOM, model.config, OurModel(model.state_dict()), ("lm",))
 
 
 def test_inner_width_is_always_four_times_theirs() -> None:
@@ -75,4 +76,4 @@ def test_inner_width_is_always_four_times_theirs() -> None:
     config = described_config(HERE, values | {"target": ["lm"], "feedforward_size": 80})
     tensors = {"embedding.word.embedding.weight": torch.zeros(9, 24)}
     with pytest.raises(WeightsError, match=r"`feedforward_size` is 80, only four times `hidden_size` \(96\)"):
-        huggingface.their_config(BLOOM, config, tensors, ("lm",), None)
+        huggingface.their_config(BLOOM, config, OurModel(tensors), ("lm",))

@@ -17,6 +17,7 @@ from tencentpretrain import build_model, load_config, load_tokenizer, load_weigh
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.conversion import huggingface, llama_programs
 from tencentpretrain.conversion.engine import to_ours, to_theirs
+from tencentpretrain.conversion.huggingface import OurModel
 from tencentpretrain.conversion.maps.llama import LLAMA, MISTRAL, QWEN2, QWEN3
 from tencentpretrain.conversion.meta import META
 from tencentpretrain.conversion.meta import read as read_meta
@@ -143,7 +144,7 @@ def test_rotation_survives_the_way_back(scaling: dict[str, Any], tmp_path: Path)
     theirs.save_pretrained(tmp_path / "in")
     model = huggingface.read(tmp_path / "in")
     config = described_config(tmp_path, model.values | {"target": ["lm"]})
-    huggingface.write(tmp_path / "out", LLAMA, model.tensors, config, None, model.parts)
+    huggingface.write(tmp_path / "out", LLAMA, OurModel(model.tensors, config), model.parts)
     written = json.loads((tmp_path / "out" / "config.json").read_text(encoding="utf-8"))
     assert (written["rope_theta"], written["rope_scaling"]) == (5e5, scaling or None)  # for Transformers 4
     back = type(theirs).from_pretrained(tmp_path / "out")
@@ -232,7 +233,7 @@ def test_models_of_ours_that_are_none_of_theirs(family: Any, changes: dict[str, 
     config = described_config(HERE, values | small | changes)
     tensors = {"embedding.word.embedding.weight": torch.zeros(9, 32)}
     with pytest.raises(WeightsError, match=said):
-        huggingface.their_config(family, config, tensors, ("lm",), None)
+        huggingface.their_config(family, config, OurModel(tensors), ("lm",))
 
 
 # Heads.

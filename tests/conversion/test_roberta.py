@@ -15,6 +15,7 @@ from tiny_models import SIZES
 from tencentpretrain import encode, load_tokenizer, load_weights
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family, to_ours, to_theirs
+from tencentpretrain.conversion.huggingface import OurModel
 from tencentpretrain.conversion.maps import ROBERTA, XLM_ROBERTA
 from tencentpretrain.conversion.program import from_huggingface, to_huggingface
 from tencentpretrain.errors import WeightsError
@@ -143,7 +144,7 @@ def test_bare_model(tmp_path: Path) -> None:
     assert model.family is ROBERTA and model.parts == ()
     assert model.ignored == ["pooler.dense.bias", "pooler.dense.weight"]
     config = described_config(tmp_path, model.values)
-    huggingface.write(tmp_path / "back", ROBERTA, model.tensors, config, None, model.parts)
+    huggingface.write(tmp_path / "back", ROBERTA, OurModel(model.tensors, config), model.parts)
     loaded, info = transformers.AutoModel.from_pretrained(
         tmp_path / "back", output_loading_info=True, add_pooling_layer=False
     )
@@ -173,5 +174,5 @@ def test_tokenizer_with_other_padding_is_refused(tmp_path: Path) -> None:
     config = described_config(tmp_path, model.values)
     with pytest.raises(WeightsError, match="`pad_token_id` is 0 in the tokenizer, only 1 is possible"):
         huggingface.write(
-            tmp_path / "back", ROBERTA, model.tensors, config, load_tokenizer(tmp_path), model.parts
+            tmp_path / "back", ROBERTA, OurModel(model.tensors, config, load_tokenizer(tmp_path)), model.parts
         )

@@ -14,6 +14,7 @@ import transformers
 from tencentpretrain import build_model, load_weights
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import to_ours, to_theirs
+from tencentpretrain.conversion.huggingface import OurModel
 from tencentpretrain.conversion.maps import BART, MARIAN, PEGASUS, T5, T5_V1_1
 from tencentpretrain.conversion.maps.bart import sinusoidal_table
 from tencentpretrain.errors import WeightsError
@@ -183,7 +184,7 @@ def test_one_embedding_but_another_vocabulary_layer(tmp_path: Path) -> None:
     head = "target.lm.output_layer.weight"
     tensors = dict(model.tensors) | {head: model.tensors[head] + 1}
     config = ours_of(tmp_path / "tied").config
-    huggingface.write(tmp_path / "untied", BART, tensors, config, None, ("lm",))
+    huggingface.write(tmp_path / "untied", BART, OurModel(tensors, config), ("lm",))
     kind = transformers.BartForConditionalGeneration
     loaded, info = kind.from_pretrained(tmp_path / "untied", output_loading_info=True)
     assert not any(info.values())
@@ -267,4 +268,4 @@ def test_published_transformer_is_not_marian(tmp_path: Path) -> None:
     assert model.config.remove_embedding_layernorm and model.config.sinusoidal_variant == "marian"
     published = dataclasses.replace(model.config, sinusoidal_variant="auto")
     with pytest.raises(WeightsError, match="`sinusoidal_variant` is auto"):
-        huggingface.write(tmp_path / "x", MARIAN, model.state_dict(), published, None, ("lm",))
+        huggingface.write(tmp_path / "x", MARIAN, OurModel(model.state_dict(), published), ("lm",))

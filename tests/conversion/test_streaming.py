@@ -15,6 +15,7 @@ from tiny_models import tiny_bert
 from tencentpretrain import build_model, load_weights
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.conversion import huggingface
+from tencentpretrain.conversion.huggingface import OurModel
 from tencentpretrain.conversion.maps import BERT
 from tencentpretrain.errors import WeightsError
 from tencentpretrain.state_dict import LazyTensors, origin, read_tensors, renamed, save_weights, write_tensors
@@ -103,7 +104,7 @@ def test_written_in_files_and_read_again(tmp_path: Path) -> None:
     config = described_config(tmp_path, description)
     model = huggingface.read(tmp_path / "theirs")
     target = tmp_path / "written"
-    huggingface.write(target, BERT, model.tensors, config, None, model.parts, max_shard_size=12000)
+    huggingface.write(target, BERT, OurModel(model.tensors, config), model.parts, max_shard_size=12000)
     files = sorted(target.glob("*.safetensors"))
     assert len(files) >= 3 and all(file.stat().st_size < 12000 + 5000 for file in files)
     index = json.loads((target / "model.safetensors.index.json").read_text(encoding="utf-8"))

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 from tencentpretrain import build_model, load_weights
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import to_ours, to_theirs
+from tencentpretrain.conversion.huggingface import OurModel
 from tencentpretrain.generation import greedy
 from tencentpretrain.model import Model
 from tencentpretrain.state_dict import StateDict
@@ -152,7 +153,7 @@ def test_directory_that_is_written_loads(pair: Pair, tmp_path: Path) -> None:
     family, theirs = pair.case.table, pair.theirs
     model = huggingface.read(pair.directory)
     directory = tmp_path / "written"
-    huggingface.write(directory, family, model.tensors, pair.ours.config, None, model.parts)
+    huggingface.write(directory, family, OurModel(model.tensors, pair.ours.config), model.parts)
     loaded, info = type(theirs).from_pretrained(directory, output_loading_info=True)
     assert not any(info.values()), info
     read, original = loaded.config.to_dict(), theirs.config.to_dict()
