@@ -96,7 +96,7 @@ def main() -> None:
             for title, (name, options) in CASES.items():
                 config = DataConfig(seq_length=seq_length, **options)
                 processor = PROCESSORS[name](store, config, tokenizer)
-                loader = Loader(processor, batch_size, 7, arguments.workers_num)
+                loader = Loader(processor, batch_size, arguments.workers_num)
                 start = time.perf_counter()
                 samples_num = loader.samples_num()
                 planned = time.perf_counter() - start

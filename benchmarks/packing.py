@@ -59,7 +59,7 @@ def main() -> None:
         data = DataConfig(
             data_processor=config.data_processor, seq_length=config.seq_length, packing=name == "packed"
         )
-        loader = Loader(kind(store, data, store.tokenizer), rows, 7, targets=targets)
+        loader = Loader(kind(store, data, store.tokenizer), rows, targets=targets)
         batches[name] = loader.batches()
         rows = round(rows * loader.samples_num() / loader.rows_num())  # as many tokens in an update
         torch.manual_seed(7)

@@ -139,7 +139,7 @@ def examples(store: TokenStore, config: DataConfig, rows_num: int) -> Iterator[s
     from tencentpretrain.data.loader import Loader, is_sequence  # needs torch
 
     processor = PROCESSORS[config.data_processor](store, config, store.tokenizer)
-    batch = next(Loader(processor, rows_num, config.seed).batches()).batch
+    batch = next(Loader(processor, rows_num).batches()).batch
     for row in range(rows_num):
         lines = [f"example {row + 1}"]
         for name, values in batch.items():

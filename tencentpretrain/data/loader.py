@@ -162,7 +162,6 @@ class Loader:
     Args:
         processor: builds the samples.
         batch_size: rows per batch of one rank.
-        seed: of the order; the processor's own randomness has the seed of its config.
         workers_num: processes that build batches; 0: this one does.
         targets: names of the model's targets, to count what each predicts.
         rank, world_size: which part of every global batch is wanted.
@@ -177,7 +176,6 @@ class Loader:
         self,
         processor: Processor,
         batch_size: int,
-        seed: int,
         workers_num: int = 0,
         *,
         targets: Collection[str] = (),
@@ -189,7 +187,7 @@ class Loader:
     ) -> None:
         self.processor = processor
         self.batch_size = batch_size
-        self.seed = seed
+        self._seed = processor.config.seed
         self._rank = rank
         self._world_size = world_size
         self._builder = _Builder(processor, targets, trim, prefix_lm_loss)
@@ -268,7 +266,7 @@ class Loader:
         """Keys in shuffled order with their epochs and offsets, some at a time, without end."""
         epoch, offset = position
         while True:
-            keys, order = self._keys(epoch), streams(self.seed, Purpose.SAMPLES, epoch)
+            keys, order = self._keys(epoch), streams(self._seed, Purpose.SAMPLES, epoch)
             for begin in range(offset, keys.size, _BLOCK):
                 offsets = np.arange(begin, min(begin + _BLOCK, keys.size))
                 yield keys[shuffled(offsets, keys.size, order)], np.full_like(offsets, epoch), offsets
@@ -291,12 +289,12 @@ class Loader:
         """The keys of the samples of each row of a window of the shuffled order; rows are shuffled too."""
         keys = self._keys(epoch)
         offsets = np.arange(window * WINDOW, min((window + 1) * WINDOW, keys.size))
-        samples = keys[shuffled(offsets, keys.size, streams(self.seed, Purpose.SAMPLES, epoch))]
+        samples = keys[shuffled(offsets, keys.size, streams(self._seed, Purpose.SAMPLES, epoch))]
         lengths = self.processor.lengths(samples, np.full_like(samples, epoch))
         order, rows = pack(lengths, self.processor.config.seq_length)
         found = np.split(samples[order], np.flatnonzero(np.diff(rows)) + 1)
         sequence = shuffled(
-            np.arange(len(found)), len(found), streams(self.seed, Purpose.PACKED_ROWS, epoch, window)
+            np.arange(len(found)), len(found), streams(self._seed, Purpose.PACKED_ROWS, epoch, window)
         )
         return [found[row] for row in sequence]
 

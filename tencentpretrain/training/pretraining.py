@@ -98,7 +98,6 @@ def make_loader(
     return Loader(
         processors[0] if len(processors) == 1 else MixtureProcessor(processors, weights),
         settings.run.batch_size,
-        settings.data.seed,
         workers_num,
         targets=settings.model.target,
         rank=engine.rank,

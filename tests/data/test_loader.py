@@ -44,7 +44,7 @@ def processor_of(store: TokenStore, name: str = "mlm", **options: Any) -> Proces
 
 
 def make(store: TokenStore, name: str = "mlm", batch_size: int = 4, seed: int = 7, **options: Any) -> Loader:
-    return Loader(processor_of(store, name), batch_size, seed, **({"targets": TARGETS[name]} | options))
+    return Loader(processor_of(store, name, seed=seed), batch_size, **({"targets": TARGETS[name]} | options))
 
 
 def rows_of(loaded: LoadedBatch) -> list[Row]:
@@ -169,7 +169,7 @@ def test_trimming_cuts_padding_only(tmp_path: Path, name: str) -> None:
     processor = processor_of(store, name, seq_length=61)
     widths = set()
     for whole, cut in zip(
-        Loader(processor, 2, 7, trim=False).one_pass(), Loader(processor, 2, 7).one_pass(), strict=True
+        Loader(processor, 2, trim=False).one_pass(), Loader(processor, 2).one_pass(), strict=True
     ):
         longest = int((whole.batch["segment_ids"] > 0).sum(1).max())
         width = cut.batch["input_ids"].shape[1]
@@ -232,7 +232,7 @@ def load_fixed(store: TokenStore, fields: Arrays, target: str, **options: Any) -
     processor = FixedProcessor(store, DataConfig(seq_length=20), PlainTokenizer())  # type: ignore[arg-type]
     processor.fields = fields
     rows = len(fields["input_ids"])
-    return next(Loader(processor, rows, 7, targets=(target,), **options).batches())
+    return next(Loader(processor, rows, targets=(target,), **options).batches())
 
 
 def ones_up_to(lengths: list[int], width: int) -> np.ndarray:
@@ -311,7 +311,7 @@ class TaughtProcessor(MlmProcessor):
 
 def test_a_target_without_labels_of_its_own_counts_rows(store: TokenStore) -> None:
     processor = TaughtProcessor(store, DataConfig(seq_length=20), PlainTokenizer())  # type: ignore[arg-type]
-    for loaded in Loader(processor, 7, 7, targets=("mlm", "length", "soft")).one_pass():
+    for loaded in Loader(processor, 7, targets=("mlm", "length", "soft")).one_pass():
         rows = len(loaded.batch["input_ids"])
         predicted = int((loaded.batch["mlm_labels"] != IGNORED).sum())
         assert loaded.counts == {"mlm": predicted, "length": rows, "soft": rows}
@@ -327,7 +327,7 @@ class RefusingProcessor(MlmProcessor):
 def test_what_a_worker_refuses_reaches_the_user_as_it_was_said(store: TokenStore, workers_num: int) -> None:
     processor = RefusingProcessor(store, DataConfig(seq_length=20), PlainTokenizer())  # type: ignore[arg-type]
     with pytest.raises(ConfigError) as error:
-        next(Loader(processor, 4, 7, workers_num).batches())
+        next(Loader(processor, 4, workers_num).batches())
     assert str(error.value) == "the first thing is wrong:\n  and the second"
 
 

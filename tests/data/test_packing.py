@@ -47,7 +47,7 @@ def loader(stores: dict[str, TokenStore], name: str, packing: bool = True, **opt
     config = DataConfig(data_processor=name, seq_length=WIDTH, packing=packing)
     store = stores[LAYOUTS.get(name, "sentences")]
     processor = PROCESSORS[name](store, config, PlainTokenizer())
-    return Loader(processor, 4, 7, **({"targets": TARGETS[name], "trim": packing} | options))
+    return Loader(processor, 4, **({"targets": TARGETS[name], "trim": packing} | options))
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=300), st.integers(40, 60))
@@ -91,7 +91,7 @@ def test_rows_of_the_sample_corpora_are_nearly_full(name: str, corpus: str, tmp_
     for width in (256 if name == "llm_sft" else 128, 512):  # no two of most of the pairs fit into 128
         config = DataConfig(data_processor=name, seq_length=width, packing=True)
         tokens = rows = 0
-        for loaded in Loader(PROCESSORS[name](store, config, tokenizer), 64, 7, trim=False).one_pass():
+        for loaded in Loader(PROCESSORS[name](store, config, tokenizer), 64, trim=False).one_pass():
             tokens, rows = tokens + loaded.tokens, rows + len(loaded.batch["input_ids"])
         assert tokens / (rows * width) >= 0.97
 
@@ -194,7 +194,7 @@ def test_the_number_of_rows_is_known(stores: dict[str, TokenStore]) -> None:
 def test_what_cannot_be_packed_is_refused(stores: dict[str, TokenStore]) -> None:
     config = DataConfig(data_processor="bilm", packing=True)
     with pytest.raises(ConfigError, match=r"'bilm' cannot share a row; those of .*mlm"):
-        Loader(PROCESSORS["bilm"](stores["sentences"], config, PlainTokenizer()), 4, 7)
+        Loader(PROCESSORS["bilm"](stores["sentences"], config, PlainTokenizer()), 4)
     assert packing_problems(ModelConfig()) == []
     assert "encoder 'gru'" in packing_problems(ModelConfig(encoder="gru"))[0]
     assert "`pooling` first" in packing_problems(ModelConfig(target=("cls",), pooling="mean"))[0]

@@ -240,7 +240,7 @@ def test_a_flipped_bit_of_a_border_never_leads_elsewhere(
         with contextlib.suppress(DataError):
             config = DataConfig(data_processor=processor, seq_length=16)
             made = PROCESSORS[processor](TokenStore.open(path), config, PlainTokenizer(2**16))
-            for _ in Loader(made, 16, 7).one_pass():
+            for _ in Loader(made, 16).one_pass():
                 pass
 
 
