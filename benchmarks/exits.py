@@ -51,6 +51,7 @@ def main() -> None:
     import tencentpretrain.training.pretraining  # noqa: F401
 
     torch.set_num_threads(1)  # other threads would not survive the fork
+    os.chdir(ROOT)  # the configuration of DeepSpeed is named from there
     place = Path(tempfile.mkdtemp())
     logs = [place / f"log-{rank}" for rank in range(2)]
     (place / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]) + "\n")

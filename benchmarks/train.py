@@ -13,6 +13,7 @@ attention in full) of those that products of large matrices reach on this device
 from __future__ import annotations
 
 import argparse
+import contextlib
 import statistics
 import subprocess
 import sys
@@ -27,11 +28,12 @@ from torch.nn import functional as F
 
 from tencentpretrain import build_model, load_config
 from tencentpretrain.batch import IGNORED, Batch
-from tencentpretrain.config import ModelConfig
+from tencentpretrain.conversion.huggingface import OurModel, as_theirs
+from tencentpretrain.conversion.maps import FAMILIES
+from tencentpretrain.errors import WeightsError
 from tencentpretrain.training.estimate import measure_cost
 
 Step = Callable[[Batch], Tensor]
-Peer = tuple[nn.Module, Callable[[Batch], Tensor]]  # a model, and its loss
 
 
 def make_batches(
@@ -96,87 +98,32 @@ def ours(setting: Setting) -> Step:
 
 
 def transformers_peer(setting: Setting) -> Step:
+    """The class and the configuration that the conversion of such a model would write."""
+    import transformers
+
     config = load_config(setting.config_path)
-    make = bert_peer if "mlm" in config.target else gpt2_peer if "pos" in config.embedding else llama_peer
-    model, loss_of = make(config, setting.vocab_size)
-    return training_step(model.to(setting.device), loss_of, setting)
+    ours = OurModel(build_model(config, setting.vocab_size).state_dict(), config)
+    for family in FAMILIES:
+        with contextlib.suppress(WeightsError):
+            _, values = as_theirs(family, ours, family.parts)
+            break
+    else:
+        raise WeightsError(f"{setting.config_path}: Transformers has no such model.")
+    kind = getattr(transformers, values["architectures"][0])
+    model = kind(kind.config_class(**values, attn_implementation="sdpa")).to(setting.device)
 
-
-def bert_peer(config: ModelConfig, vocab_size: int) -> Peer:
-    from transformers import BertConfig, BertForPreTraining
-
-    model = BertForPreTraining(
-        BertConfig(
-            vocab_size=vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.layers_num,
-            num_attention_heads=config.heads_num,
-            intermediate_size=config.feedforward_size,
-            max_position_embeddings=config.max_seq_length,
-            hidden_dropout_prob=config.dropout,
-            attention_probs_dropout_prob=config.dropout,
-            attn_implementation="sdpa",
-            tie_word_embeddings=config.tie_weights,
-        )
-    )
-
-    def loss_of(batch: Batch) -> Tensor:
+    def bert_loss(batch: Batch) -> Tensor:
         out = model.bert(batch["input_ids"], token_type_ids=batch["segment_ids"] - 1)
         states = out.last_hidden_state.flatten(0, 1).index_select(0, batch["mlm_positions"])
         labels = batch["mlm_labels"].flatten().index_select(0, batch["mlm_positions"])
         words = F.cross_entropy(model.cls.predictions(states), labels)
         return words + F.cross_entropy(model.cls.seq_relationship(out.pooler_output), batch["sp_labels"])
 
-    return model, loss_of
-
-
-def gpt2_peer(config: ModelConfig, vocab_size: int) -> Peer:
-    from transformers import GPT2Config, GPT2LMHeadModel
-
-    return causal_peer(
-        GPT2LMHeadModel(
-            GPT2Config(
-                vocab_size=vocab_size,
-                n_embd=config.hidden_size,
-                n_layer=config.layers_num,
-                n_head=config.heads_num,
-                n_inner=config.feedforward_size,
-                n_positions=config.max_seq_length,
-                resid_pdrop=config.dropout,
-                embd_pdrop=config.dropout,
-                attn_pdrop=config.dropout,
-                attn_implementation="sdpa",
-            )
-        )
-    )
-
-
-def llama_peer(config: ModelConfig, vocab_size: int) -> Peer:
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    return causal_peer(
-        LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=vocab_size,
-                hidden_size=config.hidden_size,
-                num_hidden_layers=config.layers_num,
-                num_attention_heads=config.heads_num,
-                num_key_value_heads=config.kv_heads_num,
-                intermediate_size=config.feedforward_size,
-                max_position_embeddings=config.max_seq_length,
-                attention_dropout=config.dropout,
-                attn_implementation="sdpa",
-            )
-        )
-    )
-
-
-def causal_peer(model: nn.Module) -> Peer:
-    def loss_of(batch: Batch) -> Tensor:
+    def causal_loss(batch: Batch) -> Tensor:
         logits = model(batch["input_ids"], use_cache=False).logits
         return F.cross_entropy(logits.flatten(0, 1).float(), batch["lm_labels"].flatten())
 
-    return model, loss_of
+    return training_step(model, bert_loss if "mlm" in config.target else causal_loss, setting)
 
 
 def matmul_flops(device: str, precision: str) -> float:
@@ -262,7 +209,8 @@ def main() -> None:
             import transformers.models.bert.modeling_bert
             import transformers.models.gpt2.modeling_gpt2
             import transformers.models.llama.modeling_llama  # noqa: F401
-        measure_memory(make(options.measure_memory, options.precisions[0]), batches, device, peak_rss())
+        before = peak_rss()
+        measure_memory(make(options.measure_memory, options.precisions[0]), batches, device, before)
         return
     print(
         f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, {options.config_path}, "
