@@ -107,3 +107,10 @@ def run(arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch) ->
         return trainer
 
     return start
+
+
+@pytest.fixture(scope="module")
+def outcomes(place: Path) -> Callable[[str], list[str]]:
+    """How runs ended, on each of the two ranks of a module that has a `place`."""
+    ranks = [json.loads((place / f"outcomes-{rank}.json").read_text()) for rank in range(2)]
+    return lambda name: [rank[name] for rank in ranks]

@@ -260,13 +260,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture(scope="module")
-def outcomes(place: Path) -> Callable[[str], list[str]]:
-    """How a run ended, on each rank."""
-    ranks = [json.loads((place / f"outcomes-{rank}.json").read_text()) for rank in range(2)]
-    return lambda name: [rank[name] for rank in ranks]
-
-
 def records_of(place: Path, name: str) -> list[dict[str, Any]]:
     lines = (place / f"{name}.bin.logs/metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]

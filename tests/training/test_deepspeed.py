@@ -143,13 +143,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_flush_denormal(flush)
 
 
-@pytest.fixture(scope="module")
-def outcomes(place: Path) -> Callable[[str], list[str]]:
-    """How a run ended, on each rank."""
-    ranks = [json.loads((place / f"outcomes-{rank}.json").read_text()) for rank in range(2)]
-    return lambda name: [rank[name] for rank in ranks]
-
-
 @pytest.mark.parametrize("kind", [f"{stage}-{precision}" for stage, precision in STATES])
 def test_a_stopped_run_ends_as_the_undisturbed_one(
     place: Path, outcomes: Callable[[str], list[str]], kind: str

@@ -126,13 +126,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     torch.set_flush_denormal(flush)
 
 
-@pytest.fixture(scope="module")
-def outcomes(place: Path) -> Callable[[str], list[str]]:
-    """How a run ended, on each rank."""
-    ranks = [json.loads((place / f"outcomes-{rank}.json").read_text()) for rank in range(2)]
-    return lambda name: [rank[name] for rank in ranks]
-
-
 def assert_same_weights(one: Path, other: Path) -> None:
     left, right = read_tensors(one), read_tensors(other)
     assert list(left) == list(right)
