@@ -15,6 +15,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from functools import partial
+from typing import Any
 from unittest import mock
 
 import torch
@@ -27,6 +29,7 @@ from tencentpretrain.batch import IGNORED, Batch
 from tencentpretrain.encoders.transformer import TransformerEncoder
 from tencentpretrain.layers.attention import MultiHeadedAttention
 from tencentpretrain.layers.masks import AttentionMask
+from tencentpretrain.layers.recomputation import Recomputation
 from tencentpretrain.layers.vocabulary import vocabulary_loss
 from tencentpretrain.model import initialise
 from tencentpretrain.tasks.classification import Classifier
@@ -60,22 +63,51 @@ def classification(rows: int, length: int) -> tuple[nn.Module, Batch]:
 
 @contextlib.contextmanager
 def torch_dropout() -> Iterator[None]:
-    def attention(
+    def attend(
         self: MultiHeadedAttention, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask
-    ) -> Tensor:
+    ) -> tuple[Tensor, AttentionMask]:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask.allowed, dropout_p=self.dropout, is_causal=mask.causal
-        )
+        ), mask
 
     with (
         mock.patch("tencentpretrain.layers.dropout.dropout", F.dropout),
-        mock.patch.object(MultiHeadedAttention, "_with_dropout", attention),
+        mock.patch.object(MultiHeadedAttention, "_attend", attend),
     ):
         yield
 
 
+def one_product() -> AbstractContextManager[object]:
+    """Queries, keys and values by one product with joined weights, which keep their own names."""
+    products: dict[int, tuple[Tensor, ...]] = {}  # by where the states lie
+
+    def heads(self: MultiHeadedAttention, layer: int, states: Tensor) -> Tensor:
+        if layer == 0:
+            products.clear()
+            weight, bias = (
+                torch.cat([getattr(each, name) for each in self.linear_layers]) for name in ("weight", "bias")
+            )
+            products[states.data_ptr()] = F.linear(states, weight, bias).chunk(3, -1)
+        each = products[states.data_ptr()][layer]
+        return each.view(*each.shape[:2], -1, self.head_size).transpose(1, 2)
+
+    return mock.patch.object(MultiHeadedAttention, "_heads", heads)
+
+
+def recomputing(keeps_linear: bool) -> tuple[nn.Module, Batch]:
+    model, batch = pretraining(32, 128)
+    encoder: Any = model.encoder
+    encoder.recomputation = Recomputation(keeps_linear=keeps_linear)
+    return model, batch
+
+
+def recomputing_all() -> AbstractContextManager[object]:
+    run = Recomputation.run
+    return mock.patch.object(Recomputation, "run", lambda self, *arguments: run(Recomputation(), *arguments))
+
+
 def plain_vocabulary_loss(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, smoothing: float = 0.0
 ) -> tuple[Tensor, Tensor]:
     logits = F.linear(hidden, weight, bias)
     loss = F.cross_entropy(logits.float(), labels, ignore_index=IGNORED, reduction="sum")
@@ -107,6 +139,8 @@ CASES: dict[
         lambda: pretraining(32, 128),
         lambda: mock.patch("tencentpretrain.targets.mlm.predicted", every_position),
     ),
+    "queries, keys and values in three products, not one": (lambda: pretraining(32, 128), one_product),
+    "recomputation that keeps linear layers' results": (lambda: recomputing(True), recomputing_all),
     "last layer for the first position (classification)": (lambda: classification(32, 40), all_outputs),
 }
 
@@ -127,11 +161,11 @@ def denormal_moments(with_it: bool) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def vocabulary_memory(with_it: bool) -> float:
+def vocabulary_memory(with_it: bool, words: int = VOCABULARY) -> float:
     """MB that the loss of 4,096 predictions over the vocabulary takes at its peak."""
     hidden = torch.randn(4096, 256, requires_grad=True)
-    weight = torch.randn(VOCABULARY, 256, requires_grad=True)
-    labels = torch.randint(0, VOCABULARY, (4096,))
+    weight = torch.randn(words, 256, requires_grad=True)
+    labels = torch.randint(0, words, (4096,))
     before = peak_rss()
     (vocabulary_loss if with_it else plain_vocabulary_loss)(hidden, weight, None, labels)[0].backward()
     return (peak_rss() - before) / 1e6
@@ -141,6 +175,7 @@ def vocabulary_memory(with_it: bool) -> float:
 APART: dict[str, tuple[Callable[[bool], float], str]] = {
     "denormal numbers as zero (AdamW, such moments only)": (denormal_moments, "ms"),
     "vocabulary loss in chunks (memory)": (vocabulary_memory, "MB"),
+    "vocabulary loss in chunks (memory, 128,000 words)": (partial(vocabulary_memory, words=128_000), "MB"),
 }
 
 
