@@ -18,6 +18,7 @@ from tencentpretrain.description import TRAINING_ONLY
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
 from tencentpretrain.files import complete_directory, read_json, write_json
 from tencentpretrain.state_dict import WHOLE, read_tensors, renamed, save_weights, strip_wrappers
+from tencentpretrain.weights import publish_undescribed
 
 if TYPE_CHECKING:
     from tencentpretrain.tokenizers import Tokenizer
@@ -495,7 +496,7 @@ def _is_own(directory: Path) -> bool:
 
 def write(
     path: Path, family: Family, ours: OurModel, parts: Sequence[str], max_shard_size: float = 5e9
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """A model of ours as one of theirs: a directory, or the weights alone where `path` is named like a file.
 
     Args:
@@ -503,7 +504,7 @@ def write(
         max_shard_size: of a file of a directory, in bytes; a larger model is several.
 
     Returns:
-        Names of ours that were left out.
+        Names of ours that were left out, and what a user should know, a line each.
 
     Raises:
         WeightsError: the model is none of theirs.
@@ -511,8 +512,8 @@ def write(
     done, values = as_theirs(family, ours, parts)
     if is_file_name(path):
         bare = "" if ours.sentences is None else family.prefix
-        save_weights(renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors}), path)
-        return done.ignored
+        tensors = renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors})
+        return done.ignored, publish_undescribed(tensors, path)
     assert ours.config is not None
     theirs = without_copies(family, done.tensors)
     values |= {name: len(done.tensors[tensor]) for name, tensor in family.sizes.items()}
@@ -534,7 +535,7 @@ def write(
         _write_shards(theirs, temporary, max_shard_size)
         if ours.sentences is not None:
             sentence_transformers.write(temporary, ours.config.hidden_size, ours.sentences)
-    return done.ignored
+    return done.ignored, []
 
 
 def their_tokenizer(family: Family, tokenizer: Tokenizer) -> tuple[str, Mapping[str, str]] | None:

@@ -29,9 +29,15 @@ from tencentpretrain.description import (
 from tencentpretrain.errors import ConfigError, DataError, WeightsError, weights_of
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
-from tencentpretrain.state_dict import WHOLE, save_weights
+from tencentpretrain.state_dict import WHOLE
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
-from tencentpretrain.weights import check_fit, layers_of, open_weights, publish_weights
+from tencentpretrain.weights import (
+    check_fit,
+    layers_of,
+    open_weights,
+    publish_undescribed,
+    publish_weights,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +240,7 @@ def bring(config: ConversionConfig, read: Callable[[Path], TheirModel], siamese:
         lines.append(said)
         publish_weights(tensors, target, siamese_values(description) if siamese else description)
     else:
-        save_weights(tensors, target)
+        lines += publish_undescribed(tensors, target)
         lines.append(
             f"{description_path(target)} is not written: there is no config.json with {source} that names "
             "a model_type; give the directory where there is one"
@@ -313,10 +319,11 @@ def _to_huggingface(
             families = FAMILIES if family is None else (family,)
             family = _detect(ours, families, description.get("family"))
         parts = family.parts if parts is None else parts
-        ignored = huggingface.write(target, family, ours, parts, directory.max_shard_size * 1e9)
+        ignored, notes = huggingface.write(target, family, ours, parts, directory.max_shard_size * 1e9)
     print(
         f"{target}: {family.name}, {len(ours.tensors) - len(ignored)} tensors converted",
         f"ignored: {', '.join(ignored) or 'none'}",
+        *notes,
         sep="\n",
     )
     if ours.config is not None:
