@@ -281,6 +281,8 @@ def _describe(model: TheirModel, source: Path, target: Path) -> tuple[dict[str, 
             tokenizer = load_tokenizer(home)
         except DataError as error:
             why = str(error)
+    if tokenizer is not None and (surplus := _surplus(tokenizer, model.tensors)) is not None:
+        tokenizer, why = None, surplus
     said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
     further = {"family": base.name} | {name: model.values[name] for name in SENTENCES if name in model.values}
     if model.token_ids:
@@ -314,6 +316,11 @@ def _to_huggingface(
     check_layers(source, ours.tensors, config)
     if to_directory:
         ours = dataclasses.replace(ours, tokenizer=_tokenizer(source, tokenizer_config))
+    if ours.tokenizer is not None and (surplus := _surplus(ours.tokenizer, ours.tensors)) is not None:
+        raise WeightsError(
+            f"{source}: {surplus}; give the tokenizer that the weights were made with (--vocab_path, "
+            "--spm_model_path)."
+        )
     with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
@@ -459,6 +466,14 @@ def _tokenizer(source: Path, config: TokenizerConfig) -> Tokenizer | None:
     return load_tokenizer(
         source if source.is_dir() and huggingface.is_model_directory(source) else description_path(source)
     )
+
+
+def _surplus(tokenizer: Tokenizer, tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong where ids have no row of the word embedding; more rows than ids are padding."""
+    rows = len(tensors["embedding.word.embedding.weight"])
+    if tokenizer.vocab_size <= rows:
+        return None
+    return f"the tokenizer has {tokenizer.vocab_size} tokens, but the word embedding {rows} rows"
 
 
 def check_layers(source: Path, tensors: Mapping[str, Tensor], config: ConversionConfig) -> None:

@@ -196,6 +196,26 @@ def test_wrong_number_of_layers(run, bert_directory: Path, tmp_path: Path) -> No
         run(from_huggingface, bert_directory, tmp_path / "ours.bin", "--layers_num", "12")
 
 
+def test_tokenizer_with_more_tokens_than_the_embedding(run, bert_directory: Path, tmp_path: Path) -> None:
+    run(from_huggingface, bert_directory, tmp_path / "ours.bin")
+    words, more = bert_directory / "vocab.txt", tmp_path / "more.txt"
+    more.write_text("\n".join([*VOCABULARY, "x1", "x2"]), encoding="utf-8")
+    rows = len(VOCABULARY)
+    with pytest.raises(WeightsError, match=rf"tokenizer has {rows + 2} tokens, .* {rows} rows") as caught:
+        run(to_huggingface, tmp_path / "ours.bin", tmp_path / "back", "--vocab_path", str(more))
+    assert "--vocab_path" in str(caught.value) and not (tmp_path / "back").exists()
+    words.write_text(more.read_text(encoding="utf-8"), encoding="utf-8")
+    said = run(from_huggingface, bert_directory, tmp_path / "other.bin")
+    assert f"configuration; the tokenizer has {rows + 2} tokens, but the word embedding {rows} rows" in said
+    description = read_description(tmp_path / "other.bin")
+    assert description is not None and "tokenizer" not in description
+    assert not (tmp_path / "other.bin.tokenizer").exists()
+
+    words.write_text("\n".join(VOCABULARY[:-1]), encoding="utf-8")  # rows are often padded
+    assert "configuration and tokenizer" in run(from_huggingface, bert_directory, tmp_path / "fewer.bin")
+    run(to_huggingface, tmp_path / "fewer.bin", tmp_path / "back")
+
+
 def test_fine_tuned_weights_are_not_lost_silently(run, bert_directory: Path, tmp_path: Path) -> None:
     tensors = read_state_dict(bert_directory) | {"output_layer_1.weight": torch.ones(2, 2)}
     save_weights(tensors, tmp_path / "ours.bin")
