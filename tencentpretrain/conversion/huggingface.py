@@ -510,10 +510,13 @@ def write(
         WeightsError: the model is none of theirs.
     """
     done, values = as_theirs(family, ours, parts)
+    notes = []
+    if ours.config is not None and not done.parts and _lacks_pooler(family, ours.tensors):
+        notes.append("there is no pooler, so from_pretrained draws theirs at random")
     if is_file_name(path):
         bare = "" if ours.sentences is None else family.prefix
         tensors = renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors})
-        return done.ignored, publish_undescribed(tensors, path)
+        return done.ignored, [*notes, *publish_undescribed(tensors, path)]
     assert ours.config is not None
     theirs = without_copies(family, done.tensors)
     values |= {name: len(done.tensors[tensor]) for name, tensor in family.sizes.items()}
@@ -535,7 +538,12 @@ def write(
         _write_shards(theirs, temporary, max_shard_size)
         if ours.sentences is not None:
             sentence_transformers.write(temporary, ours.config.hidden_size, ours.sentences)
-    return done.ignored, []
+    return done.ignored, notes
+
+
+def _lacks_pooler(family: Family, ours: Mapping[str, Tensor]) -> bool:
+    pooler = "target.sp.linear_1.weight"
+    return family.place(pooler, ours=True) is not None and pooler not in ours
 
 
 def their_tokenizer(family: Family, tokenizer: Tokenizer) -> tuple[str, Mapping[str, str]] | None:
