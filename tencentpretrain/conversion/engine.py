@@ -151,7 +151,6 @@ class Family:
         implied: what makes tensors of theirs that files may leave out, from the others and our configuration.
         spellings: older names (a pattern and its replacement).
         ignored: patterns of names that carry no weights of this model, such as buffers.
-        remark: what of their model ours leaves out, for the user.
         settings: configuration values that vary.
         fixed_ours: our options that must have a value other than their default. Every further option that
             shapes the network and that no setting names must have its default.
@@ -190,7 +189,6 @@ class Family:
     implied: Callable[[Mapping[str, Tensor], Values], Mapping[str, Callable[[], Tensor]]] | None = None
     spellings: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
-    remark: str | None = None
     heads: tuple[Head, ...] = ()
     head: str | None = None
 

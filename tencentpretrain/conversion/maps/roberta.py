@@ -24,7 +24,7 @@ ROBERTA = Family(
         ),
         *norm("roberta.embeddings.LayerNorm", "embedding.layer_norm"),
         *layers("roberta"),
-        # Not trained, as there is no sentence prediction; a bare model may lack it, and a fine-tuned one does.
+        # Not trained, as there is no sentence prediction, and not in every file.
         *(
             Rule(f"roberta.pooler.dense.{kind}", f"target.sp.linear_1.{kind}", optional=True)
             for kind in ("weight", "bias")
