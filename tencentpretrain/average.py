@@ -37,8 +37,8 @@ def average_models(config: AverageConfig) -> str:
     )
     from tencentpretrain.errors import ConfigError, WeightsError
     from tencentpretrain.files import check_not_input, complete_directory
-    from tencentpretrain.state_dict import LazyTensors, in_words, origin, save_weights, write_tensors
-    from tencentpretrain.weights import open_weights
+    from tencentpretrain.state_dict import LazyTensors, in_words, origin, write_tensors
+    from tencentpretrain.weights import open_weights, publish_undescribed
 
     paths, output = [Path(path) for path in config.model_list_path], Path(config.output_model_path)
     if len(paths) < 2:
@@ -84,8 +84,9 @@ def average_models(config: AverageConfig) -> str:
     for name in first:
         makers[name] = (origin(first, name), lambda name=name: mean(name))
     means: Mapping[str, Tensor] = LazyTensors(makers)
+    lines = [f"{output}: the mean of {len(paths)} models, {len(first)} tensors"]
     if not description:
-        save_weights(means, output)
+        lines += publish_undescribed(means, output)
     else:
         for key in ("tokenizer_path", "tgt_tokenizer_path"):
             if key in description:
@@ -95,4 +96,4 @@ def average_models(config: AverageConfig) -> str:
                 description[key] = own.name
         with complete_weights(output, description) as beside:
             write_tensors(means, beside, output)
-    return f"{output}: the mean of {len(paths)} models, {len(first)} tensors"
+    return "\n".join(lines)

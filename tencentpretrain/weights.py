@@ -17,10 +17,12 @@ from tencentpretrain.description import (
     check_against_description,
     complete_weights,
     described_config,
+    description_path,
     read_description,
     write_description,
 )
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
+from tencentpretrain.files import complete_file
 from tencentpretrain.state_dict import (
     StateDict,
     assign,
@@ -35,7 +37,8 @@ from tencentpretrain.state_dict import (
 
 __all__ = [
     "CHANGEABLE", "LoadReport", "check_against_description", "described_config", "load_weights",
-    "publish_weights", "read_description", "read_state_dict", "save_weights", "write_description",
+    "publish_undescribed", "publish_weights", "read_description", "read_state_dict", "save_weights",
+    "write_description",
 ]  # fmt: skip
 
 # Names of UER-py and of TencentPretrain before its modules were registered by name.
@@ -104,6 +107,22 @@ def publish_weights(tensors: Mapping[str, Tensor], path: str | Path, description
     path = Path(path)
     with complete_weights(path, description) as temporary:
         write_tensors(tensors, temporary, path)
+
+
+def publish_undescribed(tensors: Mapping[str, Tensor], path: str | Path) -> list[str]:
+    """Write weights as `save_weights` does, and remove a description that other weights of this name left.
+
+    Returns:
+        What was removed, a line for the user.
+    """
+    path = Path(path)
+    stale = description_path(path)
+    there = stale.is_file()
+    with complete_file(path) as temporary:
+        write_tensors(tensors, temporary, path)
+        # Before the weights appear: they would be taken for the model that it describes.
+        stale.unlink(missing_ok=True)
+    return [f"{stale} is removed: it described other weights"] if there else []
 
 
 def read_state_dict(path: str | Path) -> StateDict:

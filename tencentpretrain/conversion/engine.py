@@ -29,7 +29,7 @@ class Rule:
         theirs, ours: names, one or several.
         steps: what to do with the tensors on the way to ours; undone in reverse order on the way back.
         part: what the tensors belong to that a model may lack (a target, biases); None: every model has them.
-        optional: the part is complete without them.
+        optional: the part is complete without them; those of no part are of models without a head.
     """
 
     theirs: str | tuple[str, ...]
@@ -151,7 +151,6 @@ class Family:
         implied: what makes tensors of theirs that files may leave out, from the others and our configuration.
         spellings: older names (a pattern and its replacement).
         ignored: patterns of names that carry no weights of this model, such as buffers.
-        remark: what of their model ours leaves out, for the user.
         settings: configuration values that vary.
         fixed_ours: our options that must have a value other than their default. Every further option that
             shapes the network and that no setting names must have its default.
@@ -190,7 +189,6 @@ class Family:
     implied: Callable[[Mapping[str, Tensor], Values], Mapping[str, Callable[[], Tensor]]] | None = None
     spellings: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = ()
-    remark: str | None = None
     heads: tuple[Head, ...] = ()
     head: str | None = None
 
@@ -229,7 +227,7 @@ class Family:
     def with_head(self, name: str) -> Family:
         """The family of fine-tuned models: this head in place of targets, whose tensors are ignored."""
         (head,) = (head for head in self.heads if head.name == name)
-        body = tuple(rule for rule in self.rules if rule.part is None)
+        body = tuple(rule for rule in self.rules if rule.part is None and not rule.optional)
         kept = {name for rule in body for name in rule.names(ours=False)}
         shared = tuple(shared for shared in self.shared if shared.name in kept)
         targets = {name for rule in self.rules for name in rule.names(ours=False)} - kept

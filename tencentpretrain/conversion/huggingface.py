@@ -14,10 +14,12 @@ from tencentpretrain.config import ModelConfig, Option, options_of
 from tencentpretrain.conversion import sentence_transformers
 from tencentpretrain.conversion.engine import Conversion, Family, is_tied, to_ours, to_theirs, without_copies
 from tencentpretrain.conversion.maps import FAMILIES, REFUSED, families_of
+from tencentpretrain.conversion.steps import PadRows
 from tencentpretrain.description import TRAINING_ONLY
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
 from tencentpretrain.files import complete_directory, read_json, write_json
 from tencentpretrain.state_dict import WHOLE, read_tensors, renamed, save_weights, strip_wrappers
+from tencentpretrain.weights import publish_undescribed
 
 if TYPE_CHECKING:
     from tencentpretrain.tokenizers import Tokenizer
@@ -170,7 +172,7 @@ def read(
             said = home / CONFIG if has_config else "the configuration"
             raise WeightsError(f"{said} says {values[name]} layers of {stack}, but {path} has {layers}.")
     shared = _what_is_shared(family, theirs, values)
-    notes = [*converted.notes, *([family.remark] if family.remark else [])]
+    notes = [*converted.notes, *_left_out(family, theirs)]
     labels = _labels(family, config)
     if has_config and labels is not None and converted.parts:
         outputs = len(converted.tensors[family.rules[-1].names(ours=True)[0]])
@@ -179,6 +181,12 @@ def read(
                 f"{home / CONFIG} has {len(labels)} labels (`id2label`, `num_labels`), but {path} has "
                 f"{outputs} outputs; correct the one that is wrong."
             )
+    problem = config.get("problem_type")
+    if family.head == "classification" and problem not in (None, "single_label_classification"):
+        notes.append(
+            f"`problem_type` is {problem} in {home / CONFIG} and is not kept: classifiers here, and what "
+            "they are converted to, choose one class of several"
+        )
     if family.head is not None and not (converted.parts or converted.incomplete):
         notes.append(f"there is no {family.head} head, which {home / CONFIG} names")
     if values.get("tie_weights", False) and not shared["tie_weights"]:
@@ -196,6 +204,18 @@ def read(
         labels,
         _token_ids(family, config),
     )
+
+
+def _left_out(family: Family, theirs: Mapping[str, Tensor]) -> Iterator[str]:
+    """Rows with values that ours has no place for, a line for each tensor."""
+    for name in theirs:
+        place = family.place(family.canonical(name), ours=False)
+        for step in () if place is None else family.rules[place[0]].steps:
+            if isinstance(step, PadRows) and (rows := step.left_out(theirs[name])):
+                yield (
+                    f"rows {' and '.join(map(str, rows))} of {name}, which no text here reads, are left out; "
+                    "on the way back they are zeros"
+                )
 
 
 def _with_head(family: Family, config: Mapping[str, Any]) -> Family:
@@ -495,7 +515,7 @@ def _is_own(directory: Path) -> bool:
 
 def write(
     path: Path, family: Family, ours: OurModel, parts: Sequence[str], max_shard_size: float = 5e9
-) -> list[str]:
+) -> tuple[list[str], list[str]]:
     """A model of ours as one of theirs: a directory, or the weights alone where `path` is named like a file.
 
     Args:
@@ -503,16 +523,25 @@ def write(
         max_shard_size: of a file of a directory, in bytes; a larger model is several.
 
     Returns:
-        Names of ours that were left out.
+        Names of ours that were left out, and what a user should know, a line each.
 
     Raises:
         WeightsError: the model is none of theirs.
     """
     done, values = as_theirs(family, ours, parts)
+    tokens = family.head == "token_classification" and bool(done.parts)
+    if tokens and ours.labels is None and len(ours.tensors["output_layer.bias"]) == 1:
+        raise WeightsError(
+            "`output_layer` has one output, as of multiple choice, and is not converted: it reads the state "
+            "of the first token, while their classes for multiple choice have a pooler in between."
+        )
+    notes = []
+    if ours.config is not None and not done.parts and _lacks_pooler(family, ours.tensors):
+        notes.append("there is no pooler, so from_pretrained draws theirs at random")
     if is_file_name(path):
         bare = "" if ours.sentences is None else family.prefix
-        save_weights(renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors}), path)
-        return done.ignored
+        tensors = renamed(done.tensors, {name.removeprefix(bare): name for name in done.tensors})
+        return done.ignored, [*notes, *publish_undescribed(tensors, path)]
     assert ours.config is not None
     theirs = without_copies(family, done.tensors)
     values |= {name: len(done.tensors[tensor]) for name, tensor in family.sizes.items()}
@@ -534,7 +563,12 @@ def write(
         _write_shards(theirs, temporary, max_shard_size)
         if ours.sentences is not None:
             sentence_transformers.write(temporary, ours.config.hidden_size, ours.sentences)
-    return done.ignored
+    return done.ignored, notes
+
+
+def _lacks_pooler(family: Family, ours: Mapping[str, Tensor]) -> bool:
+    pooler = "target.sp.linear_1.weight"
+    return family.place(pooler, ours=True) is not None and pooler not in ours
 
 
 def their_tokenizer(family: Family, tokenizer: Tokenizer) -> tuple[str, Mapping[str, str]] | None:

@@ -18,8 +18,7 @@ from tencentpretrain.conversion.program import (
     checked_paths,
 )
 from tencentpretrain.errors import weights_of
-from tencentpretrain.state_dict import save_weights
-from tencentpretrain.weights import open_weights
+from tencentpretrain.weights import open_weights, publish_undescribed
 
 SIZES = ("7B", "13B", "33B", "65B")
 
@@ -69,5 +68,5 @@ def to_meta() -> None:
     check_layers(source, tensors, config)
     with weights_of(source):
         done = to_theirs(meta.META, tensors)
-    save_weights(done.tensors, target)
-    print(f"{target}: {len(done.tensors)} tensors converted")
+    removed = publish_undescribed(done.tensors, target)
+    print(f"{target}: {len(done.tensors)} tensors converted", *removed, sep="\n")

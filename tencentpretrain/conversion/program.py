@@ -29,9 +29,15 @@ from tencentpretrain.description import (
 from tencentpretrain.errors import ConfigError, DataError, WeightsError, weights_of
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
-from tencentpretrain.state_dict import WHOLE, save_weights
+from tencentpretrain.state_dict import WHOLE
 from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
-from tencentpretrain.weights import check_fit, layers_of, open_weights, publish_weights
+from tencentpretrain.weights import (
+    check_fit,
+    layers_of,
+    open_weights,
+    publish_undescribed,
+    publish_weights,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +240,7 @@ def bring(config: ConversionConfig, read: Callable[[Path], TheirModel], siamese:
         lines.append(said)
         publish_weights(tensors, target, siamese_values(description) if siamese else description)
     else:
-        save_weights(tensors, target)
+        lines += publish_undescribed(tensors, target)
         lines.append(
             f"{description_path(target)} is not written: there is no config.json with {source} that names "
             "a model_type; give the directory where there is one"
@@ -275,6 +281,8 @@ def _describe(model: TheirModel, source: Path, target: Path) -> tuple[dict[str, 
             tokenizer = load_tokenizer(home)
         except DataError as error:
             why = str(error)
+    if tokenizer is not None and (surplus := _surplus(tokenizer, model.tensors)) is not None:
+        tokenizer, why = None, surplus
     said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
     further = {"family": base.name} | {name: model.values[name] for name in SENTENCES if name in model.values}
     if model.token_ids:
@@ -308,15 +316,21 @@ def _to_huggingface(
     check_layers(source, ours.tensors, config)
     if to_directory:
         ours = dataclasses.replace(ours, tokenizer=_tokenizer(source, tokenizer_config))
+    if ours.tokenizer is not None and (surplus := _surplus(ours.tokenizer, ours.tensors)) is not None:
+        raise WeightsError(
+            f"{source}: {surplus}; give the tokenizer that the weights were made with (--vocab_path, "
+            "--spm_model_path)."
+        )
     with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
             family = _detect(ours, families, description.get("family"))
         parts = family.parts if parts is None else parts
-        ignored = huggingface.write(target, family, ours, parts, directory.max_shard_size * 1e9)
+        ignored, notes = huggingface.write(target, family, ours, parts, directory.max_shard_size * 1e9)
     print(
         f"{target}: {family.name}, {len(ours.tensors) - len(ignored)} tensors converted",
         f"ignored: {', '.join(ignored) or 'none'}",
+        *notes,
         sep="\n",
     )
     if ours.config is not None:
@@ -452,6 +466,14 @@ def _tokenizer(source: Path, config: TokenizerConfig) -> Tokenizer | None:
     return load_tokenizer(
         source if source.is_dir() and huggingface.is_model_directory(source) else description_path(source)
     )
+
+
+def _surplus(tokenizer: Tokenizer, tensors: Mapping[str, Tensor]) -> str | None:
+    """What is wrong where ids have no row of the word embedding; more rows than ids are padding."""
+    rows = len(tensors["embedding.word.embedding.weight"])
+    if tokenizer.vocab_size <= rows:
+        return None
+    return f"the tokenizer has {tokenizer.vocab_size} tokens, but the word embedding {rows} rows"
 
 
 def check_layers(source: Path, tensors: Mapping[str, Tensor], config: ConversionConfig) -> None:

@@ -63,6 +63,11 @@ class PadRows:
     def to_theirs(self, tensors: list[Tensor], config: Values) -> list[Tensor]:
         return [_pad_rows(tensor, -self.front, -self.back) for tensor in tensors]
 
+    def left_out(self, theirs: Tensor) -> list[int]:
+        """Rows that ours does not have and that are not zeros."""
+        rows = len(theirs)
+        return [*filter(lambda row: theirs[row].any(), (*range(-self.front), *range(rows + self.back, rows)))]
+
 
 @dataclasses.dataclass(frozen=True)
 class RollRows:

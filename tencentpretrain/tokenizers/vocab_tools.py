@@ -69,8 +69,7 @@ def adapt_vocab(config: AdapterConfig) -> str:
     Raises:
         WeightsError: no embedding has as many rows as the old vocabulary has tokens.
     """
-    from tencentpretrain.state_dict import save_weights
-    from tencentpretrain.weights import read_state_dict
+    from tencentpretrain.weights import publish_undescribed, read_state_dict
 
     inputs = {"old_model_path": config.old_model_path}
     check_not_input(Path(config.new_model_path), "--new_model_path", inputs)
@@ -92,12 +91,13 @@ def adapt_vocab(config: AdapterConfig) -> str:
         )
     for name in names:
         tensors[name] = _with_rows(tensors[name], kept)
-    save_weights(tensors, config.new_model_path)
+    removed = publish_undescribed(tensors, config.new_model_path)
     new = kept.count(-1)
-    return (
+    said = (
         f"{config.new_model_path}: {len(tokens):,} tokens, {len(tokens) - new:,} with their old rows, "
         f"{new:,} new; changed {', '.join(names)}."
     )
+    return "\n".join([said, *removed])
 
 
 def _with_rows(old: Tensor, rows: list[int]) -> Tensor:

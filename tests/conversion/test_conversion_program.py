@@ -11,10 +11,19 @@ import torch
 from tiny_models import SIZES, VOCABULARY, tiny_bert
 
 from tencentpretrain import build_model, load_tokenizer, load_weights
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.conversion.llama_programs import to_meta
 from tencentpretrain.conversion.maps import BERT
 from tencentpretrain.conversion.program import from_huggingface, to_huggingface
 from tencentpretrain.errors import ConfigError, UserError, WeightsError
 from tencentpretrain.weights import described_config, read_description, read_state_dict, save_weights
+
+SMALL_LLAMA = {
+    "hidden_size": 16, "emb_size": 16, "feedforward_size": 24, "heads_num": 2, "layers_num": 2,
+    "max_seq_length": 10, "embedding": ("word",), "target": ("lm",), "mask": "causal", "layernorm": "rms",
+    "layernorm_positioning": "pre", "feed_forward": "gated", "hidden_act": "silu", "has_lmtarget_bias": False,
+    "remove_embedding_layernorm": True, "remove_transformer_bias": True, "rotary_position_embedding": True,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -83,6 +92,25 @@ def test_published_single_file(run, tmp_path: Path, tied: bool) -> None:
     assert states_equal(torch.load(back, weights_only=True), model.state_dict())
     with pytest.raises(ConfigError, match="--config_path"):
         run(to_huggingface, ours, tmp_path / "directory")
+
+
+@pytest.mark.parametrize("program", [from_huggingface, to_huggingface, lambda _: to_meta()])
+def test_description_of_other_weights_is_removed(run, tmp_path: Path, program) -> None:
+    """It would say how many heads the new ones have."""
+    theirs, ours, target = tmp_path / "theirs.bin", tmp_path / "ours.bin", tmp_path / "target.bin"
+    if program in (from_huggingface, to_huggingface):
+        torch.save(tiny_bert().state_dict(), theirs)
+        run(from_huggingface, theirs, ours)
+    else:
+        config = ModelConfig(**SMALL_LLAMA)
+        save_weights(build_model(config, 30).state_dict(), ours)
+    source = theirs if program is from_huggingface else ours
+    before = run(program, source, target)
+    plain = target.read_bytes()
+    (tmp_path / "target.bin.json").write_text('{"heads_num": 2}', encoding="utf-8")
+    said = run(program, source, target)
+    assert target.read_bytes() == plain and not (tmp_path / "target.bin.json").exists()
+    assert "target.bin.json is removed" in said and "is removed" not in before
 
 
 def test_configuration_and_vocabulary_from_options(run, tmp_path: Path) -> None:
@@ -166,6 +194,26 @@ def test_weights_of_ours_and_an_output_that_is_the_input(run, bert_directory: Pa
 def test_wrong_number_of_layers(run, bert_directory: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"`layers_num` is 12, but .* has 3 layers"):
         run(from_huggingface, bert_directory, tmp_path / "ours.bin", "--layers_num", "12")
+
+
+def test_tokenizer_with_more_tokens_than_the_embedding(run, bert_directory: Path, tmp_path: Path) -> None:
+    run(from_huggingface, bert_directory, tmp_path / "ours.bin")
+    words, more = bert_directory / "vocab.txt", tmp_path / "more.txt"
+    more.write_text("\n".join([*VOCABULARY, "x1", "x2"]), encoding="utf-8")
+    rows = len(VOCABULARY)
+    with pytest.raises(WeightsError, match=rf"tokenizer has {rows + 2} tokens, .* {rows} rows") as caught:
+        run(to_huggingface, tmp_path / "ours.bin", tmp_path / "back", "--vocab_path", str(more))
+    assert "--vocab_path" in str(caught.value) and not (tmp_path / "back").exists()
+    words.write_text(more.read_text(encoding="utf-8"), encoding="utf-8")
+    said = run(from_huggingface, bert_directory, tmp_path / "other.bin")
+    assert f"configuration; the tokenizer has {rows + 2} tokens, but the word embedding {rows} rows" in said
+    description = read_description(tmp_path / "other.bin")
+    assert description is not None and "tokenizer" not in description
+    assert not (tmp_path / "other.bin.tokenizer").exists()
+
+    words.write_text("\n".join(VOCABULARY[:-1]), encoding="utf-8")  # rows are often padded
+    assert "configuration and tokenizer" in run(from_huggingface, bert_directory, tmp_path / "fewer.bin")
+    run(to_huggingface, tmp_path / "fewer.bin", tmp_path / "back")
 
 
 def test_fine_tuned_weights_are_not_lost_silently(run, bert_directory: Path, tmp_path: Path) -> None:

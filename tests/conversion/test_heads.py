@@ -119,6 +119,37 @@ def test_other_families(run, tmp_path: Path, kind: str) -> None:
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in theirs.state_dict().items())
 
 
+@pytest.mark.parametrize("problem", ["multi_label_classification", "regression"])
+def test_another_problem_type_is_told(run, tmp_path: Path, problem: str) -> None:
+    theirs = directory(tmp_path / "theirs", "BertForSequenceClassification")
+    convert_there = (convert, theirs, tmp_path / "ours.bin", "--to", "tencentpretrain")
+    assert "`problem_type`" not in run(*convert_there)
+    config = json.loads((theirs / "config.json").read_text(encoding="utf-8"))
+    for kind, told in ((problem, True), ("single_label_classification", False)):
+        (theirs / "config.json").write_text(json.dumps(config | {"problem_type": kind}), encoding="utf-8")
+        assert (f"`problem_type` is {kind}" in run(*convert_there)) is told
+
+
+@pytest.mark.parametrize("to", ["back", "back.bin"])
+def test_multiple_choice_is_refused(run, tmp_path: Path, to: str) -> None:
+    directory(tmp_path / "theirs", "BertForTokenClassification")
+    run(convert, tmp_path / "theirs", tmp_path / "ours.bin", "--to", "tencentpretrain")
+    tensors = read_state_dict(tmp_path / "ours.bin")
+    one = {f"output_layer.{kind}": tensors[f"output_layer.{kind}"][:1] for kind in ("weight", "bias")}
+    save_weights(tensors | one, tmp_path / "ours.bin")
+    path = tmp_path / "ours.bin.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("labels", "labels_num"):
+        del values[name]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(
+        WeightsError, match=r"ours\.bin: `output_layer` has one output, as of multiple choice"
+    ):
+        run(convert, tmp_path / "ours.bin", tmp_path / to, "--to", "huggingface")
+    path.write_text(json.dumps(values | {"labels": ["a"], "labels_num": 1}), encoding="utf-8")
+    run(convert, tmp_path / "ours.bin", tmp_path / to, "--to", "huggingface")
+
+
 def test_weights_alone_tell_their_head(tmp_path: Path) -> None:
     for head, (kind, _) in KINDS.items():
         torch.save(tiny_bert(kind).state_dict(), tmp_path / "theirs.bin")

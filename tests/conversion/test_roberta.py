@@ -20,7 +20,7 @@ from tencentpretrain.conversion.maps import ROBERTA, XLM_ROBERTA
 from tencentpretrain.conversion.program import from_huggingface, to_huggingface
 from tencentpretrain.errors import WeightsError
 from tencentpretrain.model import build_model
-from tencentpretrain.weights import described_config, read_description
+from tencentpretrain.weights import described_config, read_description, read_state_dict, save_weights
 
 TEXTS = ["a low, lower price", "newest things: 1, 2, 3", "the lowest of all prices"]
 
@@ -135,21 +135,39 @@ def test_file_of_the_published_conversion() -> None:
     assert all(torch.equal(back[name], theirs[name]) for name in theirs)
 
 
-def test_bare_model(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["Roberta", "XLMRoberta"])
+def test_bare_model(tmp_path: Path, run_convert: Any, kind: str) -> None:
+    """With its pooler, which nothing here reads."""
     import transformers
 
-    theirs = tiny("RobertaModel")
+    theirs = tiny(f"{kind}Model")
     theirs.save_pretrained(tmp_path / "theirs")
-    model = huggingface.read(tmp_path / "theirs")
-    assert model.family is ROBERTA and model.parts == ()
-    assert model.ignored == ["pooler.dense.bias", "pooler.dense.weight"]
-    config = described_config(tmp_path, model.values)
-    huggingface.write(tmp_path / "back", ROBERTA, OurModel(model.tensors, config), model.parts)
-    loaded, info = transformers.AutoModel.from_pretrained(
-        tmp_path / "back", output_loading_info=True, add_pooling_layer=False
-    )
+    weights, back = tmp_path / "ours.bin", tmp_path / "back"
+    said = run_convert("tencentpretrain", tmp_path / "theirs", weights)
+    assert "targets: none" in said and "ignored: none" in said
+    assert "pooler" not in run_convert("huggingface", weights, back)
+    loaded, info = transformers.AutoModel.from_pretrained(back, output_loading_info=True)
     assert not any(info.values()), info
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+
+    tensors = {name: one for name, one in read_state_dict(weights).items() if "target" not in name}
+    save_weights(tensors, weights)
+    said = run_convert("huggingface", weights, tmp_path / "without")
+    assert "there is no pooler, so from_pretrained draws theirs at random" in said
+    _, info = transformers.AutoModel.from_pretrained(tmp_path / "without", output_loading_info=True)
+    assert all("pooler" in name for name in info["missing_keys"]) and info["missing_keys"]
+
+
+def test_pooler_beside_targets_and_heads() -> None:
+    """Published masked language models have one; fine-tuned ones have no place for it."""
+    pooler = {f"roberta.pooler.dense.{kind}": torch.ones(24, 24)[0] for kind in ("weight", "bias")}
+    state = dict(tiny().state_dict()) | pooler
+    done = to_ours(ROBERTA, state)
+    assert done.parts == ("mlm",) and not done.ignored
+    assert to_theirs(ROBERTA, done.tensors).tensors.keys() == state.keys()
+    headed = dict(tiny("RobertaForTokenClassification").state_dict()) | pooler
+    done = to_ours(ROBERTA.with_head("token_classification"), headed)
+    assert done.parts == ("token_classification",) and set(done.ignored) == set(pooler)
 
 
 @pytest.mark.parametrize(

@@ -156,6 +156,20 @@ def test_positions_that_were_trained_are_not_dropped() -> None:
         to_ours(MARIAN, state | {name: state[name] + 0.1}, {"max_seq_length": len(state[name])})
 
 
+@pytest.mark.parametrize("zeros", [True, False])
+def test_rows_of_no_position_are_told(run_convert: Any, tmp_path: Path, zeros: bool) -> None:
+    theirs = bart()
+    if zeros:
+        with torch.no_grad():
+            for side in (theirs.model.encoder, theirs.model.decoder):
+                side.embed_positions.weight[:2] = 0
+    theirs.save_pretrained(tmp_path / "theirs")
+    told = run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
+    for side in ("encoder", "decoder"):
+        said = f"rows 0 and 1 of model.{side}.embed_positions.weight, which no text here reads, are left out"
+        assert (said in told) is not zeros
+
+
 def test_another_epsilon_is_told(run_convert: Any, tmp_path: Path) -> None:
     bart().save_pretrained(tmp_path / "theirs")
     run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")

@@ -75,6 +75,7 @@ def test_files_of_other_toolkits(tmp_path: Path) -> None:
     for number in (1.0, 3.0):
         tensors = {"embedding.word.embedding.weight": torch.full((2, 2), number).half(), "n": torch.tensor(3)}
         torch.save(tensors, tmp_path / f"{number:.0f}.bin")
+    (tmp_path / "mean.bin.json").write_text("{}", encoding="utf-8")  # of other weights
     average(tmp_path / "mean.bin", tmp_path / "1.bin", tmp_path / "3.bin")
     mean = torch.load(tmp_path / "mean.bin", weights_only=True)
     assert mean["embedding.word.embedding.weight"].dtype == torch.half and int(mean["n"]) == 3

@@ -38,7 +38,6 @@ FNET = Family(
         Shared("cls.predictions.decoder.bias", "cls.predictions.bias"),
     ),
     ignored=(r"fnet\.embeddings\.(position|token_type)_ids",),
-    remark="the vectors of segments 2 and 3, which no text has here, are left out",
     settings=(
         Setting(("hidden_size", "emb_size"), "hidden_size", 768),
         Setting("layers_num", "num_hidden_layers", 12),

@@ -24,6 +24,11 @@ ROBERTA = Family(
         ),
         *norm("roberta.embeddings.LayerNorm", "embedding.layer_norm"),
         *layers("roberta"),
+        # Not trained, as there is no sentence prediction, and not in every file.
+        *(
+            Rule(f"roberta.pooler.dense.{kind}", f"target.sp.linear_1.{kind}", optional=True)
+            for kind in ("weight", "bias")
+        ),
         *linear("lm_head.dense", "target.mlm.linear_1", part="mlm"),
         *norm("lm_head.layer_norm", "target.mlm.layer_norm", part="mlm"),
         *linear("lm_head.decoder", "target.mlm.linear_2", part="mlm"),
@@ -33,10 +38,7 @@ ROBERTA = Family(
         Shared("lm_head.decoder.bias", "lm_head.bias"),
     ),
     spellings=SPELLINGS,
-    ignored=(
-        r"roberta\.embeddings\.(position|token_type)_ids",
-        r"roberta\.pooler\.dense\.(weight|bias)",  # not trained: there is no sentence prediction
-    ),
+    ignored=(r"roberta\.embeddings\.(position|token_type)_ids",),
     # Their mlm head always has this one.
     settings=(*SIZES, Setting("hidden_act", "hidden_act", "gelu", {"gelu": "gelu"})),
     fixed_ours={"embedding": ("word", "pos", "seg")},
