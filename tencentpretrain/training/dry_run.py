@@ -19,6 +19,7 @@ from tencentpretrain.training.memory import (
     Memory,
     free_memory,
     full_batch,
+    judge_depth,
     largest_batch,
     measure_memory,
     program_memory,
@@ -37,8 +38,6 @@ from tencentpretrain.training.pretraining import (
     validation_source,
 )
 from tencentpretrain.training.settings import Settings
-
-_FEW_LAYERS = 6  # very deep models are judged by so many layers, and twice as many
 
 
 def dry_run(settings: Settings) -> str:
@@ -92,11 +91,10 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
 
     def measure(rows: int) -> Memory:
         depth = settings.model.layers_num
-        if depth <= 4 * _FEW_LAYERS or settings.model.decoder is not None:
+        if settings.model.decoder is not None:
             memory = measure_depth(rows, depth)
         else:
-            few, twice = measure_depth(rows, _FEW_LAYERS), measure_depth(rows, 2 * _FEW_LAYERS)
-            memory = twice.beyond(few, depth / _FEW_LAYERS - 2)
+            memory = judge_depth(partial(measure_depth, rows), depth, pretrain.checkpointed_layers)
         return memory.shared(settings.place.world_size) if engine.sharded else memory
 
     memory, room, program = measure(rows), free_memory(engine.device), 0

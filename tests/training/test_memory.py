@@ -22,6 +22,7 @@ from tencentpretrain.training.memory import (
     _Heap,
     _Live,
     full_batch,
+    judge_depth,
     largest_batch,
     measure_memory,
 )
@@ -87,6 +88,24 @@ def test_deep_models_are_judged_by_shallow_ones() -> None:
     assert judged.peak == pytest.approx(deep.peak, rel=0.01)
     # The worst moment may be that of weights, gradients and optimizer, though not of a shallow model.
     assert Memory(1, 1, 2, 8).beyond(Memory(0, 0, 0, 7), 9).peak == 40
+
+
+@pytest.mark.parametrize(
+    ("depth", "together", "measured"),
+    [(24, 1, [24]), (25, 1, [12, 6]), (32, 8, [16, 8]), (26, 13, [26]), (39, 13, [26, 13])],
+)
+def test_layers_that_are_recomputed_together_are_judged_together(
+    depth: int, together: int, measured: list[int]
+) -> None:
+    seen = []
+
+    def measure(layers_num: int) -> Memory:
+        seen.append(layers_num)
+        inputs, recomputed = -(-layers_num // together), 10 * min(layers_num, together)
+        return Memory(layers_num, layers_num, 2 * layers_num, 4 * layers_num + inputs + recomputed)
+
+    judged = judge_depth(measure, depth, together)
+    assert seen == measured and judged == measure(depth)
 
 
 def test_only_what_lives_at_once_counts() -> None:
