@@ -124,7 +124,8 @@ class Checkpoints:
 
         Raises:
             ConfigError: the state was made with other options.
-            UserError: the path given holds no complete state, or ranks see different ones.
+            UserError: the path given holds no complete state, or no state is intact; or ranks see different
+                ones.
         """
         if resume == "never":
             return None
@@ -144,6 +145,11 @@ class Checkpoints:
             raise UserError(
                 f"--resume {resume}: not a complete training state; expected auto, never, or a directory "
                 "<output_model_path>.states/<step>."
+            )
+        if state is None and (damaged := sorted(map(str, self._numbered()))):
+            raise UserError(
+                f"no training state is intact: {', '.join(damaged)}. Give --resume never to start anew and "
+                "write over them, or another --output_model_path."
             )
         if state is not None:
             self._check_options(state)
@@ -280,9 +286,13 @@ class Checkpoints:
 
     def _states(self, tell: bool = False) -> Iterator[State]:
         """States that claim to be complete, newest first; `tell` the log of others."""
-        paths = self.directory.iterdir() if self.directory.is_dir() else ()
-        found = [state for path in paths if path.name.isdigit() and (state := self._read(path, tell))]
+        found = [state for path in self._numbered() if (state := self._read(path, tell))]
         return iter(sorted(found, key=lambda state: -state.serial))
+
+    def _numbered(self) -> list[Path]:
+        """What has the name of a state, complete or not."""
+        paths = self.directory.iterdir() if self.directory.is_dir() else ()
+        return [path for path in paths if path.name.isdigit()]
 
     def _read(self, path: Path, tell: bool) -> State | None:
         fault = f"damaged ({MARKER} cannot be read)" if (path / MARKER).is_file() else "incomplete"
