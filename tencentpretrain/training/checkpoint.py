@@ -81,6 +81,7 @@ class Checkpoints:
         self.directory = output.with_name(output.name + ".states")
         self._weights_name = "model.safetensors" if output.suffix == ".safetensors" else "model.pt"
         self._saved: State | None = None  # the newest of this run
+        self._damaged: set[Path] = set()  # states that `find` passed over
 
     def recover(self) -> None:
         """Clear away what killed runs of this output left half-written; put back what one was replacing."""
@@ -218,10 +219,13 @@ class Checkpoints:
                     write_json(directory / MARKER, marker | {"digest": _digest_of(marker)})
                     stack.close()
         self._saved = State(target, step, serial, self._options)
+        self._damaged.discard(target)
         with self._agreed(ranks, target):
             if ranks.rank == 0:
                 self.publish(self._published(step))
-                for old in list(self._states())[self._keep :]:
+                states = sorted(self._states(), key=lambda state: state.path in self._damaged)
+                intact = sum(state.path not in self._damaged for state in states)
+                for old in states[min(self._keep, intact) :]:
                     # Half a state is never there under its name; `recover` removes what a killed run leaves.
                     leaving = old.path.with_name(f".{old.path.name}.{os.getpid()}.tmp")
                     old.path.rename(leaving)
@@ -311,6 +315,7 @@ class Checkpoints:
         own = next((name for name, expected in files if not _matches(state.path / name, expected)), "")
         damaged = [name for name in ranks.gather(own) if name]
         if damaged:
+            self._damaged.add(state.path)
             log.info(f"resume: {state.path} is damaged ({', '.join(damaged)}) and is passed over")
         return not damaged
 
