@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import nn
 from tencentpretrain.config import ModelConfig, OptimizationConfig, PretrainConfig
 from tencentpretrain.model import build_model
 from tencentpretrain.training.count import CountConfig, describe_count
+from tencentpretrain.training.dry_run import dry_run
 from tencentpretrain.training.memory import (
     Memory,
     _Exact,
@@ -28,6 +30,7 @@ from tencentpretrain.training.memory import (
 )
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.pretraining import checkpoint_activations
+from tencentpretrain.training.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 MiB = 1 << 20
@@ -106,6 +109,15 @@ def test_layers_that_are_recomputed_together_are_judged_together(
 
     judged = judge_depth(measure, depth, together)
     assert seen == measured and judged == measure(depth)
+
+
+def test_a_state_on_disk_is_weights_and_optimizer(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Memory(weights=10**9, gradients=10**9, optimizer=3 * 10**9, peak=9 * 10**9)
+    monkeypatch.setattr("tencentpretrain.training.dry_run.measure_memory", lambda *_, **__: measured)
+    text = dry_run(read_settings(arguments(keep_checkpoints=3)))
+    assert "disk: 4.00 GB a training state, 3 are kept" in text
 
 
 def test_only_what_lives_at_once_counts() -> None:
