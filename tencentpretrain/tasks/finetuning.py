@@ -32,9 +32,9 @@ from tencentpretrain.tasks.examples import Examples, evaluation_batches, trainin
 from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.schedules import make_schedule
+from tencentpretrain.training.signals import deferred_signals
 from tencentpretrain.training.skips import Skips
 from tencentpretrain.training.sums import Sums, mean_norm, means
-from tencentpretrain.training.trainer import deferred_signals
 from tencentpretrain.weights import publish_weights
 
 log = logging.getLogger("tencentpretrain")

@@ -81,6 +81,7 @@ class Checkpoints:
         self.directory = output.with_name(output.name + ".states")
         self._weights_name = "model.safetensors" if output.suffix == ".safetensors" else "model.pt"
         self._saved: State | None = None  # the newest of this run
+        self._damaged: set[Path] = set()  # states that `find` passed over
 
     def recover(self) -> None:
         """Clear away what killed runs of this output left half-written; put back what one was replacing."""
@@ -124,7 +125,8 @@ class Checkpoints:
 
         Raises:
             ConfigError: the state was made with other options.
-            UserError: the path given holds no complete state, or ranks see different ones.
+            UserError: the path given holds no complete state, or no state is intact; or ranks see different
+                ones.
         """
         if resume == "never":
             return None
@@ -144,6 +146,11 @@ class Checkpoints:
             raise UserError(
                 f"--resume {resume}: not a complete training state; expected auto, never, or a directory "
                 "<output_model_path>.states/<step>."
+            )
+        if state is None and (damaged := sorted(map(str, self._numbered()))):
+            raise UserError(
+                f"no training state is intact: {', '.join(damaged)}. Give --resume never to start anew and "
+                "write over them, or another --output_model_path."
             )
         if state is not None:
             self._check_options(state)
@@ -212,10 +219,13 @@ class Checkpoints:
                     write_json(directory / MARKER, marker | {"digest": _digest_of(marker)})
                     stack.close()
         self._saved = State(target, step, serial, self._options)
+        self._damaged.discard(target)
         with self._agreed(ranks, target):
             if ranks.rank == 0:
                 self.publish(self._published(step))
-                for old in list(self._states())[self._keep :]:
+                states = sorted(self._states(), key=lambda state: state.path in self._damaged)
+                intact = sum(state.path not in self._damaged for state in states)
+                for old in states[min(self._keep, intact) :]:
                     # Half a state is never there under its name; `recover` removes what a killed run leaves.
                     leaving = old.path.with_name(f".{old.path.name}.{os.getpid()}.tmp")
                     old.path.rename(leaving)
@@ -280,9 +290,13 @@ class Checkpoints:
 
     def _states(self, tell: bool = False) -> Iterator[State]:
         """States that claim to be complete, newest first; `tell` the log of others."""
-        paths = self.directory.iterdir() if self.directory.is_dir() else ()
-        found = [state for path in paths if path.name.isdigit() and (state := self._read(path, tell))]
+        found = [state for path in self._numbered() if (state := self._read(path, tell))]
         return iter(sorted(found, key=lambda state: -state.serial))
+
+    def _numbered(self) -> list[Path]:
+        """What has the name of a state, complete or not."""
+        paths = self.directory.iterdir() if self.directory.is_dir() else ()
+        return [path for path in paths if path.name.isdigit()]
 
     def _read(self, path: Path, tell: bool) -> State | None:
         fault = f"damaged ({MARKER} cannot be read)" if (path / MARKER).is_file() else "incomplete"
@@ -301,6 +315,7 @@ class Checkpoints:
         own = next((name for name, expected in files if not _matches(state.path / name, expected)), "")
         damaged = [name for name in ranks.gather(own) if name]
         if damaged:
+            self._damaged.add(state.path)
             log.info(f"resume: {state.path} is damaged ({', '.join(damaged)}) and is passed over")
         return not damaged
 

@@ -14,11 +14,12 @@ from tencentpretrain.model import Model
 from tencentpretrain.registry import PROCESSORS
 from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.engines.base import DTYPES
-from tencentpretrain.training.estimate import parameters_num, parts_of, state_bytes
+from tencentpretrain.training.estimate import parameters_num, parts_of
 from tencentpretrain.training.memory import (
     Memory,
     free_memory,
     full_batch,
+    judge_depth,
     largest_batch,
     measure_memory,
     program_memory,
@@ -38,8 +39,6 @@ from tencentpretrain.training.pretraining import (
 )
 from tencentpretrain.training.settings import Settings
 
-_FEW_LAYERS = 6  # very deep models are judged by so many layers, and twice as many
-
 
 def dry_run(settings: Settings) -> str:
     """What would be trained, and what it would cost; nothing is written, no other process is met."""
@@ -50,8 +49,6 @@ def dry_run(settings: Settings) -> str:
     held_out = validation_source(settings)
     validation = make_loader(settings, held_out, engine, workers_num=0) if held_out else None
     cost, loaded = cost_of_first_batch(settings, engine)
-    total = parameters_num(model)
-    states = state_bytes(total, settings.optimization.optimizer)
     state = make_checkpoints(settings, engine.precision).find(pretrain.resume)
     options = as_json(*settings.configs).items()
     batches = pretrain.accumulation_steps * settings.place.world_size
@@ -62,14 +59,13 @@ def dry_run(settings: Settings) -> str:
         f"step: {batches} × {settings.run.batch_size} samples, about "
         f"{loaded.tokens * batches:,} tokens without padding, {cost.flops * batches / 1e9:,.1f} GFLOP",
         *describe_memory(settings, engine, loaded),
-        f"disk: {(states - 4 * total) / 1e9:.2f} GB a training state, {pretrain.keep_checkpoints} are kept",
         "options:", *(f"  {name}: {json.dumps(value, ensure_ascii=False)}" for name, value in options),
     ]  # fmt: skip
     return "\n".join(lines)
 
 
 def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> list[str]:
-    """What each process needs, and whether its device has it."""
+    """What each process needs, whether its device has it, and what a training state takes."""
     pretrain, rows = settings.pretrain, settings.run.batch_size
     target = PROCESSORS[settings.data.data_processor].target_length
     tgt_length = getattr(settings.data, target) if settings.model.decoder is not None else None
@@ -92,17 +88,18 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
 
     def measure(rows: int) -> Memory:
         depth = settings.model.layers_num
-        if depth <= 4 * _FEW_LAYERS or settings.model.decoder is not None:
-            memory = measure_depth(rows, depth)
-        else:
-            few, twice = measure_depth(rows, _FEW_LAYERS), measure_depth(rows, 2 * _FEW_LAYERS)
-            memory = twice.beyond(few, depth / _FEW_LAYERS - 2)
-        return memory.shared(settings.place.world_size) if engine.sharded else memory
+        if settings.model.decoder is not None:
+            return measure_depth(rows, depth)
+        return judge_depth(partial(measure_depth, rows), depth, pretrain.checkpointed_layers)
 
-    memory, room, program = measure(rows), free_memory(engine.device), 0
+    def measure_part(rows: int) -> Memory:
+        return measure(rows).shared(settings.place.world_size) if engine.sharded else measure(rows)
+
+    whole, room, program = measure(rows), free_memory(engine.device), 0
+    memory = whole.shared(settings.place.world_size) if engine.sharded else whole
     if engine.device.type == "cpu":  # the processes of this machine share it, and the program itself counts
         program, room = program_memory(), room // len(pretrain.local_ranks)
-    largest = largest_batch(measure, rows, memory, room)
+    largest = largest_batch(measure_part, rows, memory, room)
     title = f"{engine.device} has {room / 1e9:.2f} GB free for each process"
     if largest >= rows:
         fits = f"fits: {title}, enough for --batch_size {largest}"
@@ -118,4 +115,9 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
         )
         if size
     )  # fmt: skip
-    return [f"memory: about {(memory.peak + program) / 1e9:.2f} GB in a process: {parts}", fits]
+    return [
+        f"memory: about {(memory.peak + program) / 1e9:.2f} GB in a process: {parts}",
+        fits,
+        f"disk: {(whole.weights + whole.optimizer) / 1e9:.2f} GB a training state, "
+        f"{pretrain.keep_checkpoints} are kept",
+    ]

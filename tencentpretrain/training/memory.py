@@ -21,6 +21,7 @@ from tencentpretrain.batch import FIELDS, Batch
 from tencentpretrain.targets.output import TargetOutput
 
 SCRATCH = 1.05  # what libraries of matrix products take beside the tensors, on a CPU (benchmarks/memory.py)
+FEW_LAYERS = 6  # deep models are judged by about so many layers, and twice as many
 _REFINEMENTS = 3  # of the largest batch; memory does not grow quite evenly with the rows
 
 
@@ -220,6 +221,19 @@ def measure_memory(
         optimizer=_bytes([state for state in states if isinstance(state, Tensor)]),
         peak=round(allocator.peak * (SCRATCH if on_cpu else 1)),
     )
+
+
+def judge_depth(measure: Callable[[int], Memory], depth: int, together: int) -> Memory:
+    """Memory of a model with `depth` layers; of a deep one, as shallower ones let expect.
+
+    Args:
+        measure: memory with a number of layers.
+        together: layers whose activations are recomputed at once; only whole groups of them are alike.
+    """
+    few = -(-FEW_LAYERS // together) * together
+    if depth <= max(4 * FEW_LAYERS, 2 * few):
+        return measure(depth)
+    return measure(2 * few).beyond(measure(few), depth / few - 2)
 
 
 def _like(batch: Any) -> Any:

@@ -38,19 +38,20 @@ class Saver:
         """Training goes on from a state of this step."""
         self.step = self._saved_step = step
 
-    def save(self, step: int, progress: Mapping[str, Any], final: bool = False) -> None:
+    def save(self, step: int, progress: Mapping[str, Any], at_once: bool, final: bool) -> None:
         """Save a state, after an earlier one that is being written.
 
         Args:
             progress: as for `Checkpoints.save`.
-            final: there is no later: it is complete afterwards.
+            at_once: it is complete afterwards, or has failed.
+            final: there is no later.
 
         Raises:
             UserError: it failed, and it is the final one or one too many in a row; the engine is closed.
         """
         self.wait()
         self.step = step
-        if self._background and not final:
+        if self._background and not at_once:
             write, ranks = self._engine.snapshot(), self._engine.background_ranks()
             self._running = self._engine.in_background(self._write, step, write, progress, ranks)
             return

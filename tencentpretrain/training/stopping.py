@@ -20,12 +20,17 @@ class EarlyStopping:
 
     def add(self, loss: float, step: int) -> bool:
         """Take note of a validation; whether it is the best so far."""
+        self._before = self.state()
         better = loss < self.best
         if better:
             self.best, self.step, self._worse = loss, step, 0
         else:
             self._worse += 1
         return better
+
+    def take_back(self) -> None:
+        """Forget the validation that `add` took note of last, whose weights could not be kept."""
+        self.restore(self._before)
 
     @property
     def exhausted(self) -> bool:

@@ -11,7 +11,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from tencentpretrain.training.checkpoint import Checkpoints
 from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.report import Report
 from tencentpretrain.training.saving import Saver
+from tencentpretrain.training.signals import deferred_signals
 from tencentpretrain.training.skips import Skips
 from tencentpretrain.training.stopping import EarlyStopping
 from tencentpretrain.training.sums import Sums, mean_norm, means
@@ -50,28 +50,6 @@ class Plan:
     async_checkpoint: bool = False
     flops_per_token: float | None = None
     early_stop: int | None = None
-
-
-@contextlib.contextmanager
-def deferred_signals() -> Iterator[list[int]]:
-    """Collect the first Ctrl-C or SIGTERM instead of breaking off; a second one acts at once."""
-    received: list[int] = []
-    before: dict[int, Any] = {}
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        restore()
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        restore()
 
 
 class Trainer:
@@ -141,11 +119,14 @@ class Trainer:
                     if self.step % self.plan.report_steps == 0 or last:
                         self._tell()
                     with self._off_the_clock():
+                        best = False
                         if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
-                            self._validate(self.validation, stop)
+                            best = self._validate(self.validation, stop)
                             last = last or self.stopping.exhausted
-                        if self.step % self.plan.save_steps == 0 or last or self._save_due:
-                            self._save(final=last)
+                        if self.step % self.plan.save_steps == 0 or last or best or self._save_due:
+                            self._save(final=last, at_once=best)
+                        if best:
+                            self._keep_best()
                     stopped = self.engine.agree(max(stop, default=0))
             if stopped and self.step < self.plan.total_steps:
                 self._save(final=True)
@@ -241,8 +222,11 @@ class Trainer:
         yield
         self._interval_begin += time.monotonic() - start
 
-    def _validate(self, validation: Loader, stop: list[int]) -> None:
-        """Loss over all held-out batches, and the perplexity of the targets that predict tokens."""
+    def _validate(self, validation: Loader, stop: list[int]) -> bool:
+        """Loss over all held-out batches, and the perplexity of the targets that predict tokens.
+
+        Returns: whether the weights are the best so far, and are to be kept for it.
+        """
         sums = Sums()
         self.engine.model.eval()
         with (
@@ -255,7 +239,7 @@ class Trainer:
         self.engine.model.train()
         if not complete:
             log.info("validation was broken off")
-            return
+            return False
         averages = means(self.engine.reduce(sums.read()), sums.weights)
         loss = averages.pop("loss")
         of_tokens = [
@@ -266,23 +250,29 @@ class Trainer:
         perplexity = math.exp(min(of_tokens[0] if of_tokens else loss, 700.0))
         record = {"step": self.step, "eval_loss": loss, "eval_perplexity": perplexity, "time": time.time()}
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
-        if self.stopping.add(loss, self.step) and self.plan.early_stop:
-            self._save(final=True)
-            self._publish(self.checkpoints.best)
+        return self.stopping.add(loss, self.step) and self.plan.early_stop is not None
 
-    def _save(self, final: bool = False) -> None:
+    def _keep_best(self) -> None:
+        if self.saver.step == self.step:
+            self._publish(self.checkpoints.best)
+        else:
+            self.stopping.take_back()  # the save failed: another validation may find the best that is kept
+
+    def _save(self, final: bool, at_once: bool = False) -> None:
         """Save a training state. While updates are skipped this is put off, as the weights may be lost; if it
         fails, it is tried again when the next one is due.
 
         Args:
             final: there is no later.
+            at_once: neither put off nor in the background.
         """
-        if final:
+        at_once = at_once or final
+        if at_once:
             self.saver.wait()
         if self.step == self.saver.step:
             return
         sums = self._read_sums()
-        self._save_due = self.skips.in_a_row > 0 and not final
+        self._save_due = self.skips.in_a_row > 0 and not at_once
         if self._save_due:
             return
         progress = {
@@ -293,4 +283,4 @@ class Trainer:
             "stopping": self.stopping.state(),
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
-        self.saver.save(self.step, progress, final)
+        self.saver.save(self.step, progress, at_once, final)

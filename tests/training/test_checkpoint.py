@@ -344,6 +344,34 @@ def test_leftovers_of_killed_runs_go(make: Make, tmp_path: Path) -> None:
     assert {name for name in names(tmp_path) if name.startswith(".")} == others
 
 
+def test_a_damaged_state_does_not_count_among_those_kept(make: Make, tmp_path: Path) -> None:
+    save(make(), 5, 10)
+    states = tmp_path / "model.bin.states"
+    os.truncate(states / "10" / "training.pt", 40)
+    checkpoints = make()
+    assert found(checkpoints) == 5
+    save(checkpoints, 8)
+    assert names(states) == ["5", "8"]
+    os.truncate(states / "8" / "training.pt", 40)
+    checkpoints = make()
+    assert found(checkpoints) == 5
+    save(checkpoints, 8, 12)  # written anew it is no longer damaged
+    assert names(states) == ["12", "8"]
+
+
+@pytest.mark.parametrize("damage", ["contents", "marker"])
+def test_where_all_states_are_damaged_none_is_written_over(make: Make, tmp_path: Path, damage: str) -> None:
+    save(make(), 5, 10)
+    states = tmp_path / "model.bin.states"
+    for step in ("5", "10"):
+        os.truncate(states / step / ("training.pt" if damage == "contents" else MARKER), 40)
+    checkpoints = make()
+    for error in both(lambda ranks: checkpoints.find("auto", ranks)):
+        assert isinstance(error, UserError)
+        assert f"{states}/10, {states}/5" in str(error) and "--resume never" in str(error)
+    assert found(make(), "never") is None and names(states) == ["10", "5"]
+
+
 def test_what_is_incomplete_is_told_once_and_by_find_only(
     make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -317,6 +317,22 @@ def test_what_the_configuration_leaves_open_is_filled_in(tmp_path: Path) -> None
         ({"bf16": {"enabled": False}}, {"precision": "bf16"}, "bf16 is not enabled, but --precision is bf16"),
         ({"zero_optimization": {"stage": 1}}, {"optimizer": "adafactor"}, "adafactor needs whole matrices"),
         ([], {}, "expected an object"),
+        (
+            {"zero_optimization": {"stage": "2"}},
+            {},
+            'config.json: .*stage is "2"; expected a number or "auto"',
+        ),
+        ({"zero_optimization": 3}, {}, "config.json: zero_optimization is 3; expected an object"),
+        ({"zero_optimization": "x"}, {}, 'zero_optimization is "x"; expected an object'),
+        ({"zero_optimization": None}, {}, "zero_optimization is null; expected an object"),
+        ({"optimizer": {"type": 5}}, {}, "optimizer.type is 5; expected a string"),
+        ({"optimizer": "Adam"}, {}, 'optimizer is "Adam"; expected an object'),
+        ({"optimizer": {"params": 3}}, {}, "optimizer.params is 3; expected an object"),
+        ({"fp16": True}, {}, "fp16 is true; expected an object"),
+        ({"fp16": {"enabled": "yes"}}, {}, 'fp16.enabled is "yes"; expected true or false'),
+        ({"train_batch_size": {"x": 2}}, {}, r'train_batch_size is {"x": 2}; expected a number or "auto"'),
+        ({"steps_per_print": True}, {}, "steps_per_print is true; expected a number"),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, {}, "bf16 and fp16 are both enabled"),
     ],
 )
 def test_what_contradicts_the_command_line_is_an_error(

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -16,17 +17,20 @@ from torch import nn
 from tencentpretrain.config import ModelConfig, OptimizationConfig, PretrainConfig
 from tencentpretrain.model import build_model
 from tencentpretrain.training.count import CountConfig, describe_count
+from tencentpretrain.training.dry_run import dry_run
 from tencentpretrain.training.memory import (
     Memory,
     _Exact,
     _Heap,
     _Live,
     full_batch,
+    judge_depth,
     largest_batch,
     measure_memory,
 )
 from tencentpretrain.training.optimizers import make_optimizer
 from tencentpretrain.training.pretraining import checkpoint_activations
+from tencentpretrain.training.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
 MiB = 1 << 20
@@ -87,6 +91,33 @@ def test_deep_models_are_judged_by_shallow_ones() -> None:
     assert judged.peak == pytest.approx(deep.peak, rel=0.01)
     # The worst moment may be that of weights, gradients and optimizer, though not of a shallow model.
     assert Memory(1, 1, 2, 8).beyond(Memory(0, 0, 0, 7), 9).peak == 40
+
+
+@pytest.mark.parametrize(
+    ("depth", "together", "measured"),
+    [(24, 1, [24]), (25, 1, [12, 6]), (32, 8, [16, 8]), (26, 13, [26]), (39, 13, [26, 13])],
+)
+def test_layers_that_are_recomputed_together_are_judged_together(
+    depth: int, together: int, measured: list[int]
+) -> None:
+    seen = []
+
+    def measure(layers_num: int) -> Memory:
+        seen.append(layers_num)
+        inputs, recomputed = -(-layers_num // together), 10 * min(layers_num, together)
+        return Memory(layers_num, layers_num, 2 * layers_num, 4 * layers_num + inputs + recomputed)
+
+    judged = judge_depth(measure, depth, together)
+    assert seen == measured and judged == measure(depth)
+
+
+def test_a_state_on_disk_is_weights_and_optimizer(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = Memory(weights=10**9, gradients=10**9, optimizer=3 * 10**9, peak=9 * 10**9)
+    monkeypatch.setattr("tencentpretrain.training.dry_run.measure_memory", lambda *_, **__: measured)
+    text = dry_run(read_settings(arguments(keep_checkpoints=3)))
+    assert "disk: 4.00 GB a training state, 3 are kept" in text
 
 
 def test_only_what_lives_at_once_counts() -> None:

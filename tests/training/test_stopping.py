@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from tencentpretrain.errors import ConfigError
+from tencentpretrain.training import checkpoint
 from tencentpretrain.training.stopping import EarlyStopping
 from tencentpretrain.training.trainer import Trainer
 
@@ -90,6 +93,33 @@ def test_best_weights_are_named_after_a_kill(
     with pytest.raises(KeyboardInterrupt):
         run(stop=(6, 2), **(options | {"total_steps": 7}))
     assert same(tmp_path / "model.bin-best", tmp_path / "model.bin-5")
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_a_best_that_cannot_be_saved_is_left_out(
+    run: Run, tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch, background: bool
+) -> None:
+    """As with any other state, three failures in a row end the run; one does not."""
+    options = OPTIONS | {"eval_dataset_path": workplace / "dev", "async_checkpoint": background}
+    options |= {"save_checkpoint_steps": 5}  # the step that failed is not tried a second time
+    run("whole.bin", **options | {"total_steps": 20})
+    measured = losses(tmp_path / "whole.bin")
+    lost, write, attempts = min(measured, key=lambda step: measured[step]), checkpoint.write_json, []
+
+    def write_unless_full(path: Path, value: Any) -> None:
+        attempts.append(value["step"])
+        if value["step"] == lost:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, value)
+
+    monkeypatch.setattr(checkpoint, "write_json", write_unless_full)
+    trainer = run("full.bin", **options | {"total_steps": 25})
+    assert attempts.count(lost) == 1 and not (tmp_path / f"full.bin-{lost}").exists()
+    measured = losses(tmp_path / "full.bin")
+    kept = min(measured.keys() - {lost}, key=lambda step: measured[step])
+    assert trainer.step > lost and trainer.stopping.step == kept
+    for name in ("full.bin-best", "full.bin"):
+        assert same(tmp_path / name, tmp_path / f"full.bin-{kept}")
 
 
 def test_it_needs_held_out_data(run: Run) -> None:

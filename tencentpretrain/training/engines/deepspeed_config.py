@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,6 +20,24 @@ SECTIONS = (
     "gradient_accumulation_steps", "gradient_clipping", "optimizer", "steps_per_print", "train_batch_size",
     "train_micro_batch_size_per_gpu", "wall_clock_breakdown", "zero_optimization",
 )  # fmt: skip
+
+_OBJECT = (dict, "an object ({…})")
+_NUMBER = ((int, float), 'a number or "auto"')
+_SWITCH = (bool, "true or false")
+_KINDS: dict[str, tuple[type | tuple[type, ...], str]] = dict.fromkeys(SECTIONS, _OBJECT) | {
+    "bf16.enabled": _SWITCH,
+    "communication_data_type": ((str, type(None)), "a string or null"),
+    "fp16.enabled": _SWITCH,
+    "gradient_accumulation_steps": _NUMBER,
+    "gradient_clipping": _NUMBER,
+    "optimizer.params": _OBJECT,
+    "optimizer.type": (str, "a string"),
+    "steps_per_print": ((int, float, type(None)), 'a number, null or "auto"'),
+    "train_batch_size": _NUMBER,
+    "train_micro_batch_size_per_gpu": _NUMBER,
+    "wall_clock_breakdown": _SWITCH,
+    "zero_optimization.stage": _NUMBER,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +84,9 @@ def read_deepspeed_config(
         for name in given
         if name not in SECTIONS
     ]
+    problems += _wrong_kinds(given)
+    if problems:
+        raise ConfigError([f"{path}: {problem}" for problem in problems])
     values = dict(_values(given))
     if values.get("optimizer.type", optimizer).lower() in (optimizer, optimizer.removesuffix("w")):
         values.pop("optimizer.type", None)
@@ -76,6 +98,8 @@ def read_deepspeed_config(
             problems.append(f"{name} is {value}, which does not go with --optimizer {optimizer}.")
     enabled = {name: values.pop(f"{name}.enabled", None) for name in ("bf16", "fp16")}
     asked = next((name for name, value in enabled.items() if value), "auto")
+    if all(enabled.values()):
+        problems.append("bf16 and fp16 are both enabled; expected one of them at most.")
     if "auto" not in (precision, asked) and asked != precision:
         problems.append(f"{asked} is enabled, but --precision is {precision}; leave one of them out.")
     if enabled.get(precision) is False:
@@ -110,6 +134,17 @@ def load_deepspeed() -> Any:
     except ImportError:
         raise ConfigError("--engine deepspeed needs the package deepspeed: pip install deepspeed.") from None
     return deepspeed
+
+
+def _wrong_kinds(config: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """What is a section where a value is expected, or the other way round, or another kind of value."""
+    for name, value in config.items():
+        kind, expected = _KINDS.get(prefix + name, (object, ""))
+        fits = isinstance(value, kind) and not (isinstance(value, bool) and expected.startswith("a number"))
+        if not fits and (value != "auto" or kind is dict):
+            yield f"{prefix}{name} is {json.dumps(value)}; expected {expected}."
+        elif isinstance(value, dict):
+            yield from _wrong_kinds(value, f"{prefix}{name}.")
 
 
 def _values(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
