@@ -17,7 +17,7 @@ from tencentpretrain.conversion.maps import FAMILIES, REFUSED, families_of
 from tencentpretrain.conversion.steps import PadRows
 from tencentpretrain.description import TRAINING_ONLY
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
-from tencentpretrain.files import complete_directory, read_json, write_json
+from tencentpretrain.files import complete_directory, read_json, read_object, write_json
 from tencentpretrain.state_dict import WHOLE, read_tensors, renamed, save_weights, strip_wrappers
 from tencentpretrain.weights import publish_undescribed
 
@@ -121,8 +121,8 @@ def is_model_directory(path: Path) -> bool:
     """Whether a directory has a config.json that names a `model_type`; WeightsError where it is no name."""
     if not (path / CONFIG).is_file():
         return False
-    config = read_json(path / CONFIG)
-    if not isinstance(config, dict) or "model_type" not in config:
+    config = read_object(path / CONFIG)
+    if "model_type" not in config:
         return False
     if not isinstance(config["model_type"], str):
         raise WeightsError(f"{path / CONFIG}: `model_type` is {config['model_type']!r}, expected a name.")
@@ -305,6 +305,8 @@ def our_values(family: Family, config: Mapping[str, Any], origin: Path) -> dict[
         WeightsError: with every value that our model cannot express, or that is malformed.
     """
     values, problems = _read_settings(family, config)
+    if config.get("quantization_config"):
+        problems = [*problems, "`quantization_config`: quantized weights are not read, dequantize them"]
     if problems:
         raise WeightsError(f"{origin}: {'; '.join(problems)}.")
     values = _fixed(family) | values | sentence_transformers.settings(origin.parent)

@@ -69,6 +69,7 @@ def test_config(name: str, tmp_path: Path) -> None:
             {"layer_types": "full_attention"},
             "`layer_types` is 'full_attention', expected",
         ),
+        ("LlamaForCausalLM", {"quantization_config": {"bits": 4}}, "quantized weights are not read"),
         ("LlamaForCausalLM", {"rope_parameters": "yarn"}, "`rope_parameters` is 'yarn', expected an object"),
         ("LlamaForCausalLM", {"rope_parameters": YARN | {"factor": "2"}}, "`factor` above 0, but it is '2'"),
         ("LlamaForCausalLM", {"rope_parameters": YARN | {"rope_theta": "x"}}, "`rope_theta`"),
@@ -94,6 +95,12 @@ def test_nested_values_of_config(name: str, changes: Mapping[str, Any], said: st
     with pytest.raises(UserError) as caught:
         read_description(tmp_path)
     assert "config.json: " in str(caught.value) and said in str(caught.value)
+
+
+def test_a_configuration_that_is_no_object(tmp_path: Path) -> None:
+    write(tmp_path / "config.json", [])
+    with pytest.raises(UserError, match=r"config.json: expected an object \(\{…\}\), but is list instead"):
+        huggingface.is_model_directory(tmp_path)
 
 
 MODULES = [

@@ -97,6 +97,11 @@ def test_padding_is_mixed_in_as_published_where_it_is_a_segment() -> None:
             {"encoder": "fnet", "sliding_window": 3},
             "`sliding_window` is about attention, which encoder 'fnet'",
         ),
+        ({"encoder": "lstm", "has_qkv_bias": True}, "`has_qkv_bias` is about attention"),
+        (
+            {"encoder": "lstm", "decoder": "lstm", "target": ("lm",), "rotary_position_embedding": True},
+            "`rotary_position_embedding` is about attention",
+        ),
         ({"encoder": "gatedcnn", "mask": "causal_with_prefix"}, "'gatedcnn' has no attention"),
         ({"encoder": "gatedcnn", "has_residual_attention": True}, "`has_residual_attention` is about"),
     ],
