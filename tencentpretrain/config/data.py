@@ -40,7 +40,8 @@ class DataConfig:
     )
     packing: bool = option(
         False,
-        "Several samples share a row without seeing each other (bert albert mlm lm prefixlm llm_sft).",
+        "Several samples share a row without seeing each other (bert albert mlm lm llm_pretrain prefixlm "
+        "llm_sft).",
     )
     whole_word_masking: bool = option(
         False, "Hide all of a word together; preprocess.py finds Chinese words then."
