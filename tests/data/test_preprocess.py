@@ -32,6 +32,7 @@ from tencentpretrain.data.merge import MergeConfig, merge
 from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import DataError
+from tencentpretrain.files import complete_directory
 from tencentpretrain.tokenizers import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -253,6 +254,14 @@ def test_texts_without_tokens_are_counted(tokenizer: Tokenizer, tmp_path: Path) 
     assert report.empty_num == 2
 
 
+@pytest.mark.parametrize("layout", ["sentences", "documents"])
+def test_json_documents_without_text_are_counted(layout: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in ("1", "", " \n ", "2")]
+    config = config_for(tmp_path, "\n".join(lines).encode(), json_format_corpus=True)
+    assert "2 texts have no token" in str(preprocess(config, layout, tokenizer))
+    assert documents_of(config) == [[[6]], [[7]]]
+
+
 def test_special_tokens_in_a_corpus_are_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = config_for(tmp_path, b"a [SEP] b\n")
     preprocess(config, "documents", tokenizer)
@@ -358,12 +367,25 @@ def test_leftovers_of_killed_runs(tokenizer: Tokenizer, tmp_path: Path) -> None:
     # Killed between the two renames: the old store, which is complete, must get its name back.
     Path(config.dataset_path).rename(tmp_path / f".dataset.pt.{ended.pid}.old")
     (tmp_path / f".dataset.pt.{ended.pid}.tmp").mkdir()
-    running = tmp_path / f".dataset.pt.{os.getppid()}.tmp"
-    running.mkdir()
+    (tmp_path / f".dataset.pt.{os.getppid()}.tmp").mkdir()  # another process has that number now
     with pytest.raises(DataError):
         preprocess(config_for(tmp_path, b"\xff"), "documents", tokenizer)
     assert documents_of(config) == [[[6]]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [running.name, "corpus.txt", "dataset.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "dataset.pt"]
+
+
+def test_a_run_in_another_container_with_the_same_process_number(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = config_for(tmp_path, b"1\n")
+    with complete_directory(Path(config.dataset_path)) as other:
+        assert other.name == f".dataset.pt.{os.getpid()}.tmp"
+        (other / "theirs").touch()
+        preprocess(config, "documents", tokenizer)
+        assert documents_of(config) == [[[6]]]
+        assert [file.name for file in other.iterdir()] == ["theirs"]
+    assert [file.name for file in Path(config.dataset_path).iterdir()] == ["theirs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "dataset.pt"]
 
 
 @pytest.mark.parametrize("processes_num", [1, 2])

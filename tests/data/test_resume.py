@@ -168,6 +168,20 @@ def test_another_corpus_or_option_begins_anew(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store"]
 
 
+def test_a_run_that_was_killed_and_whose_number_another_process_has(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("1\n2\n", encoding="utf-8")
+    config = config_for(tmp_path)
+    interrupt(config, tokenizer, monkeypatch)
+    (left,) = tmp_path.glob(".store.*")
+    left.rename(tmp_path / f".store.{os.getppid()}.tmp")
+    preprocess(config, "documents", tokenizer)
+    assert "An interrupted run continues after 4 bytes." in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store"]
+
+
 @pytest.mark.parametrize("dedup", [None, "exact"])
 @pytest.mark.parametrize("max_bad_lines", [1000, 20])
 def test_what_was_done_before_a_bad_file_is_kept(
