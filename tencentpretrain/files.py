@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -13,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from tencentpretrain.errors import UserError
+
+_PIDS = 1 << 22  # there are no more process numbers than that
+_HELD: set[int] = set()  # handles with a lock, see `_held`
 
 
 def sync_directory(path: Path) -> None:
@@ -77,13 +81,24 @@ def complete_directory(
     Args:
         earlier: the temporary directory of a run that ended early, to go on with it.
         keep_with: a file in the temporary directory with which a failure leaves it for a later run.
+
+    Raises:
+        UserError: another run goes on with `earlier`, or replaces `path` at this moment.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    old = temporary.with_suffix(".old")
+    number = os.getpid()
+    while _is_in_use(temporary := path.with_name(f".{path.name}.{number}.tmp"), os.getpid()):
+        number += _PIDS  # of a process with the same number in another container
     if earlier != temporary:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir() if earlier is None else earlier.rename(temporary)
+    with _held(temporary):
+        yield from _completed(path, temporary, keep_with)
+
+
+def _completed(path: Path, temporary: Path, keep_with: str | None) -> Iterator[Path]:
+    """The directory to write; what is left to do when that is done, or has failed."""
+    old = temporary.with_suffix(".old")
     try:
         yield temporary
         for file in temporary.rglob("*"):
@@ -93,9 +108,10 @@ def complete_directory(
         sync_directory(temporary)
         if path.exists():
             # The old one goes only when the new one is complete; between the two renames there is neither.
-            path.rename(old)
-            temporary.rename(path)
-            shutil.rmtree(old)
+            with _held(path):
+                path.rename(old)
+                temporary.rename(path)
+                shutil.rmtree(old)
         else:
             temporary.rename(path)
         sync_directory(path.parent)
@@ -112,7 +128,7 @@ def leftovers(path: Path) -> list[Path]:
     found = []
     for entry in sorted(path.parent.glob(f".{glob.escape(path.name)}.*")):  # '.old' before '.tmp'
         process = re.fullmatch(r"\.(\d+)\.(old|tmp)", entry.name[len(path.name) + 1 :])
-        if process is not None and not _is_running(int(process[1])):
+        if process is not None and not _is_in_use(entry, int(process[1])):
             found.append(entry)
     return found
 
@@ -128,6 +144,54 @@ def remove_leftovers(path: Path, keep: Path | None = None) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
+
+
+@contextlib.contextmanager
+def _held(directory: Path) -> Iterator[None]:
+    """Hold the lock of a directory, which says that it is in use; a process that is killed loses it.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    handle = os.open(directory, os.O_RDONLY)
+    _HELD.add(handle)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"another run is writing to {directory}; wait for it.") from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+    finally:
+        _HELD.discard(handle)
+        os.close(handle)
+
+
+def _let_go() -> None:
+    """A child has its parent's locks, but must not keep them when that is killed."""
+    for handle in _HELD:
+        os.close(handle)
+    _HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
+def _is_in_use(path: Path, process: int) -> bool:
+    """Whether a run writes there: of a directory its lock says it, of a file the number of the process."""
+    if not path.is_dir():
+        return path.exists() and _is_running(process)
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without locks
+        return _is_running(process)
+    finally:
+        os.close(handle)
+    return False
 
 
 def _is_running(process: int) -> bool:

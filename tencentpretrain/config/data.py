@@ -40,7 +40,8 @@ class DataConfig:
     )
     packing: bool = option(
         False,
-        "Several samples share a row without seeing each other (bert albert mlm lm prefixlm llm_sft).",
+        "Several samples share a row without seeing each other (bert albert mlm lm llm_pretrain prefixlm "
+        "llm_sft).",
     )
     whole_word_masking: bool = option(
         False, "Hide all of a word together; preprocess.py finds Chinese words then."
@@ -63,7 +64,9 @@ class PreprocessConfig:
     corpus_path: tuple[str, ...] = CORPUS_PATH()
     dataset_path: str = option("dataset.pt", "Directory the token store is written to.")
     json_format_corpus: bool = option(False, "Lines are JSON objects with a 'text' key.")
-    processes_num: int = option(1, "Processes that tokenise; the result does not depend on it.", minimum=1)
+    processes_num: int = option(
+        1, "Processes that tokenise, at most 4 a core; the result does not depend on it.", minimum=1
+    )
     max_bad_lines: int = option(1000, "More unusable lines than this are an error.", minimum=0)
     shard: str | None = option(
         None, "i/n: only part i (from 1) of n of the corpus; scripts/merge_datasets.py joins the parts."

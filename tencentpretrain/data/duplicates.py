@@ -75,18 +75,21 @@ class DigestSet:
             (one, one_low), (other, other_low) = self._runs[-2:]
             if len(one) + len(other) > LARGEST_RUN:
                 if not isinstance(one, np.memmap):
-                    self._runs[-2] = self._on_disk(one), self._on_disk(one_low)
+                    self._runs[-2] = self._on_disk(one, one_low)
                 break
             if len(one) >= 2 * len(other):
                 break
             at = np.searchsorted(one, other)
             self._runs[-2:] = [(np.insert(one, at, other), np.insert(one_low, at, other_low))]
 
-    def _on_disk(self, values: Array) -> Array:
+    def _on_disk(self, high: Array, low: Array) -> tuple[Array, Array]:
+        """Both in one file: the mapping keeps it open, and how many may be is limited."""
         with tempfile.TemporaryFile(dir=self._directory) as file:
-            file.write(np.ascontiguousarray(values).data)
+            for values in (high, low):
+                file.write(np.ascontiguousarray(values).data)
             file.flush()
-            return np.memmap(file, values.dtype, "r")
+            both = np.memmap(file, high.dtype, "r")
+        return both[: len(high)], both[len(high) :]
 
 
 class Deduplicator:

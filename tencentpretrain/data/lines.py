@@ -143,9 +143,10 @@ def _add_two(found: Texts, first: str, second: str) -> None:
 
 
 def _add_json_sentences(found: Texts, line: str) -> None:
-    sentences = _json_text(_json_object(line), "text").split("\n")
+    lines = _json_text(_json_object(line), "text").split("\n")
+    sentences = [sentence for sentence in lines if sentence and not sentence.isspace()]
     found.starts.append(len(found.texts))
-    found.texts.extend(sentence for sentence in sentences if sentence and not sentence.isspace())
+    found.texts.extend(sentences or [""])  # which is then counted as a text without tokens
 
 
 def _add_json_document(found: Texts, line: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import os
 import shutil
 from pathlib import Path
@@ -61,6 +62,19 @@ def merge(config: MergeConfig) -> TokenStore:
     if why := _problem(stores[0], joined):
         raise DataError(f"{', '.join(config.input_paths)}: {why}")
     remove_leftovers(path)
+    try:
+        _write(stores, joined, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"--output_path {path}: {error.strerror}. Make room, or choose a place on the file system of "
+            "--input_paths, where the files are shared."
+        ) from None
+    return TokenStore.open(path)
+
+
+def _write(stores: list[TokenStore], joined: dict[str, Any], path: Path) -> None:
     with complete_directory(path) as directory:
         shards = [
             _link_shard(store.path, directory, number, entry)
@@ -73,7 +87,6 @@ def merge(config: MergeConfig) -> TokenStore:
                 shutil.copytree(stores[0].path / side, directory / side)
         meta = stores[0].meta | joined | {"shards": shards}
         write_json(directory / "meta.json", meta | {"checksum": checksum(meta)})
-    return TokenStore.open(path)
 
 
 def _short(value: Any) -> Any:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # A key of the mixture is source · 2^56 + epoch of the source · 2^40 + key of the source.
 _SOURCE, _EPOCH = 56, 40
 _SOURCES, _EPOCHS = 1 << (63 - _SOURCE), 1 << (_SOURCE - _EPOCH)
+MOST_EPOCHS = (
+    _EPOCHS // 2
+)  # of a source in a training; the rest is for epochs that are smaller than the first
 
 
 class Source(NamedTuple):
@@ -100,6 +103,9 @@ class MixtureProcessor(Processor):
     Args:
         processors: one for each source.
         weights: the probability of each, adding up to 1.
+
+    Raises:
+        ConfigError: see `check_epochs`.
     """
 
     def __init__(self, processors: Sequence[Processor], weights: Sequence[float]) -> None:
@@ -110,10 +116,28 @@ class MixtureProcessor(Processor):
         self.weights = weights
         self._sizes: list[list[int]] = [[] for _ in processors]  # samples of the epochs of each source so far
         self._size = sum(self._epoch_size(source, 0) for source in range(len(processors)))
+        self.check_epochs(0)
 
     def epochs(self, samples: float) -> list[float]:
         """Epochs of each source in that many samples of the mixture, if its epochs are like its first one."""
         return [samples * weight / self._epoch_size(source, 0) for source, weight in enumerate(self.weights)]
+
+    def check_epochs(self, samples: float) -> None:
+        """Refuse to go through a source more than MOST_EPOCHS times for that many samples of the mixture.
+
+        Raises:
+            ConfigError: which source, how often it would be, and what to do.
+        """
+        planned = (samples // self._size + 1) * self._size  # an epoch is planned as a whole
+        for processor, weight, epochs in zip(
+            self.processors, self.weights, self.epochs(planned), strict=True
+        ):
+            if epochs > MOST_EPOCHS:
+                raise ConfigError(
+                    f"--dataset_path: {processor.store.path} with probability {weight:.3g} would be gone "
+                    f"through {epochs:,.0f} times, at most {MOST_EPOCHS:,} are possible; give it a smaller "
+                    "weight or more text, or train for fewer --total_steps."
+                )
 
     def plan(self, epoch: int) -> Ints:
         return joined(
@@ -138,17 +162,20 @@ class MixtureProcessor(Processor):
     def _take(self, source: int, begin: int, end: int) -> Iterator[Ints]:
         """Samples begin … end of the endless shuffled stream of a source, some at a time."""
         epoch, first = 0, 0  # `first`: samples of the epochs before
+        plan = None
         while first < end:
             size = self._epoch_size(source, epoch)
             if first + size > begin:
                 order = streams(self.config.seed, Purpose.SOURCES, source, epoch)
-                plan = self.processors[source].plan(epoch)
+                if plan is None:
+                    plan = self.processors[source].plan(epoch)
                 last = min(end - first, size)
                 for low in range(max(begin - first, 0), last, CHUNK):
                     keys = plan[shuffled(np.arange(low, min(low + CHUNK, last)), size, order)]
                     assert epoch < _EPOCHS and keys.max(initial=0) < 1 << _EPOCH
                     yield (source << _SOURCE) + (epoch << _EPOCH) + keys
-                del plan  # before the next one is made
+                if self.processors[source].plans_differ:
+                    plan = None  # before the next one is made
             first, epoch = first + size, epoch + 1
 
     def lengths(self, keys: Ints, epochs: Ints) -> Ints:

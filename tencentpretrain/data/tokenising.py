@@ -23,6 +23,7 @@ from tencentpretrain.data.lines import read_texts
 from tencentpretrain.data.store import CONTINUES, Array
 from tencentpretrain.data.writer import token_dtype
 from tencentpretrain.errors import DataError
+from tencentpretrain.tokenizers.spm import SPACE
 
 if TYPE_CHECKING:
     from tencentpretrain.data.words import Segmenter
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 CHUNK_CHARS = 1 << 17  # characters given to the tokenizer at once, which takes some 150 bytes for each
 CUTS = " \t\u3000。，！？；,.!?;"  # where a longer text is cut, at best
 TWO_TEXTS = ("pairs", "instructions")  # layouts of documents of two texts, neither of them empty
+PROCESSES_PER_CORE = 4  # more are of no use, whatever is asked
 PARALLELISM = "TOKENIZERS_PARALLELISM"
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -114,32 +116,50 @@ def _encode(
     """Tokens of all texts, one after the other, and the length of each; memory grows with tokens alone."""
     tokens, lengths = [np.empty(0, dtype)], [np.empty(0, np.int64)]
 
-    def encode(batch: list[str]) -> Array:
+    def encode(batch: list[str], inside: bool = False) -> Array:
         ids, counts = tokenizer.encode_batch(batch, special_tokens=False)
-        tokens.append(ids.astype(dtype))
+        found = ids.astype(dtype)
         if segmenter is not None:
-            tokens[-1][segmenter.continues(batch, tokenizer, ids, counts)] += CONTINUES
+            found[segmenter.continues(batch, tokenizer, ids, counts)] += CONTINUES
+        if inside and len(ids) and tokenizer.tokens[ids[0]] == SPACE:
+            found, counts = found[1:], counts - 1
+        tokens.append(found)
         return counts
 
+    cuts = _Cuts(tokenizer)
     for chunk in _chunks(texts):
         if max(map(len, chunk)) <= CHUNK_CHARS:
             lengths.append(encode(chunk))
         else:
             lengths.append(
-                np.array([sum(int(encode([piece])[0]) for piece in _pieces(text)) for text in chunk])
+                np.array([sum(int(encode([p], i)[0]) for p, i in _pieces(text, cuts)) for text in chunk])
             )
     return np.concatenate(tokens), np.concatenate(lengths)
 
 
-def _pieces(text: str) -> Iterator[str]:
-    start = 0
+class _Cuts:
+    """Where a tokenizer's texts may be cut, so that the pieces have the tokens of the whole."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        whole, first, second, spaced = map(tokenizer.encode, ("a b", "a", "b", " b"))
+        # SentencePiece may put a space before each text: one that is there already is left out then.
+        self.drops_space = whole == first + second
+        self.at_space = self.drops_space or whole == first + spaced
+
+
+def _pieces(text: str, cuts: _Cuts) -> Iterator[tuple[str, bool]]:
+    """Pieces, and whether each begins where the text has no space: one that is put there is no part of it."""
+    start, inside = 0, False
     while len(text) - start > CHUNK_CHARS:
         middle, end = start + CHUNK_CHARS // 2, start + CHUNK_CHARS
-        cut = max(text.rfind(char, middle, end) for char in CUTS)
-        cut = end if cut < 0 else cut
-        yield text[start:cut]
-        start = cut
-    yield text[start:]
+        cut = text.rfind(" ", middle, end) if cuts.at_space else -1
+        if cut < 0:
+            cut = max(text.rfind(char, middle, end) for char in CUTS if char != " ")
+            cut = end if cut < 0 else cut
+        yield text[start:cut], inside
+        start = cut + (cuts.drops_space and text[cut] == " ")
+        inside = not text[cut].isspace()
+    yield text[start:], inside
 
 
 def _chunks(texts: list[str]) -> Iterator[list[str]]:
@@ -154,8 +174,12 @@ def _chunks(texts: list[str]) -> Iterator[list[str]]:
 def tokenise_all(
     every_block: Iterable[Numbered], how: How, processes_num: int
 ) -> Iterator[Iterator[tuple[Numbered, Tokenised]]]:
-    """Blocks tokenised, in order: by as many processes, or here where one is enough."""
-    if processes_num == 1:
+    """Blocks tokenised, in order: by so many processes, if there is work for them, else here."""
+    processes_num = min(processes_num, PROCESSES_PER_CORE * len(os.sched_getaffinity(0)))
+    every_block = iter(every_block)
+    first = list(itertools.islice(every_block, processes_num))
+    every_block = itertools.chain(first, every_block)
+    if (processes_num := min(processes_num, len(first))) <= 1:
         with _one_thread():
             yield (((number, block), tokenise(block, how)) for number, block in every_block)
         return

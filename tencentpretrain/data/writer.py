@@ -209,12 +209,14 @@ class StoreWriter:
         return _ShardWriter(self.directory, len(self._closed), self.dtype, self.layout, with_words, state)
 
     def _remove_unnamed(self) -> None:
-        """Remove what no complete shard has and is not being written."""
-        kept = {PROGRESS, *(name for entry in self._closed for name in entry["files"])}
-        current = f"{len(self._closed):05d}" if self._shard is not None else None
+        """Remove what belongs neither to a shard that was begun nor to the progress.
+
+        Closed shards keep files that the store will not have: a run that goes on from before needs them.
+        """
+        begun = {f"{number:05d}" for number in range(len(self._closed) + (self._shard is not None))}
         for entry in self.directory.iterdir():
             ours = OWN_FILES.fullmatch(entry.name) or re.fullmatch(r"\..+\.\d+\.tmp", entry.name)
-            if ours and entry.name not in kept and entry.stem != current:
+            if ours and entry.name != PROGRESS and entry.stem not in begun:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
     def state(self) -> dict[str, Any]:
@@ -302,6 +304,10 @@ class StoreWriter:
         if self.words is not None:
             meta["words"] = self.words
         write_json(self.directory / "meta.json", meta | {"checksum": checksum(meta)})
+        for number, shard in enumerate(self._closed):
+            name = f"{number:05d}.documents"
+            if name not in shard["files"]:
+                (self.directory / name).unlink(missing_ok=True)
 
 
 def token_dtype(vocab_size: int) -> str:

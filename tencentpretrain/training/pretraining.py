@@ -273,7 +273,9 @@ def describe_data(settings: Settings, loader: Loader, validation: Loader | None)
         for store, _ in settings.sources
     ]
     if isinstance(loader.processor, MixtureProcessor):
-        epochs = loader.processor.epochs(steps * batch * samples / rows)
+        asked = steps * batch * samples / rows
+        loader.processor.check_epochs(asked)
+        epochs = loader.processor.epochs(asked)
         for number, (source, own) in enumerate(zip(settings.sources, epochs, strict=True)):
             lines[number] += f"; probability {source.weight:.3g}, {own:.2f} epochs"
     lines[-1] += (

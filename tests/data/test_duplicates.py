@@ -85,6 +85,7 @@ def test_digests_that_share_a_half_differ(tmp_path: Path) -> None:
 def test_digests_that_were_there_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "LARGEST_RUN", 30)
     generator = np.random.default_rng(0)
+    opened = len(list(Path("/proc/self/fd").iterdir()))
     found = DigestSet(tmp_path)
     seen: set[tuple[int, ...]] = set()
     for _ in range(200):
@@ -97,6 +98,8 @@ def test_digests_that_were_there_before(tmp_path: Path, monkeypatch: pytest.Monk
             seen.add(digest)
         assert found.add(digests).tolist() == expected
     assert all(len(high) <= 30 for high, _ in found._runs)
+    on_disk = [high for high, _ in found._runs if isinstance(high, np.memmap)]
+    assert len(list(Path("/proc/self/fd").iterdir())) - opened <= len(on_disk)
     in_memory = [len(high) for high, _ in found._runs if not isinstance(high, np.memmap)]
     assert sum(in_memory) <= 60 and len(in_memory) < len(found._runs) / 2
     assert not list(tmp_path.iterdir())

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +65,21 @@ def test_parts_are_the_whole_without_copies(tokenizer: Tokenizer, tmp_path: Path
     assert joined.tokenizer.fingerprint == tokenizer.fingerprint
     tokens = next(Path(part, "00000.tokens") for part, size in zip(parts, sizes, strict=True) if size)
     assert tokens.samefile(tmp_path / "joined" / "00000.tokens")
+
+
+def test_a_full_disk(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise OSError(errno.EXDEV, "")
+
+    def fail(source: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source))
+
+    stores = make(tmp_path, "one", tokenizer), make(tmp_path, "other", tokenizer)
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    monkeypatch.setattr(shutil, "copyfile", fail)
+    with pytest.raises(DataError, match=r"^--output_path .*joined: No space left on device\. Make room"):
+        merge(MergeConfig(stores, str(tmp_path / "joined")))
+    assert not (tmp_path / "joined").exists()
 
 
 def test_where_there_are_no_links_files_are_copied(

@@ -84,6 +84,20 @@ def test_batches_continue_where_they_stopped(processors: list[Processor], packin
         assert all(torch.equal(expected.batch[name], found.batch[name]) for name in expected.batch)
 
 
+def test_a_source_that_would_be_gone_through_too_often_is_refused(
+    processors: list[Processor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tencentpretrain.data.mixture.MOST_EPOCHS", 20)
+    weights = (0.2, 0.2, 0.6)  # in an epoch of 130 samples the last source, of 10, has 7.8 epochs
+    mixture = MixtureProcessor(processors, weights)
+    mixture.check_epochs(259)
+    with pytest.raises(ConfigError, match=r"/2 with probability 0\.6 would be gone through 23 times"):
+        mixture.check_epochs(260)  # the third epoch begins
+    monkeypatch.setattr("tencentpretrain.data.mixture.MOST_EPOCHS", 7)
+    with pytest.raises(ConfigError, match="gone through 8 times, at most 7 are possible; give it a smaller"):
+        MixtureProcessor(processors, weights)
+
+
 def test_rows_of_different_widths_go_together(tmp_path: Path) -> None:
     class Wide(Processor):
         name, provides, layout, readable = "wide", ("input_ids",), "documents", ("documents",)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -191,10 +193,30 @@ def test_the_number_of_rows_is_known(stores: dict[str, TokenStore]) -> None:
     assert source.rows_num() == sum(len(loaded.batch["input_ids"]) for loaded in source.one_pass())
 
 
-def test_what_cannot_be_packed_is_refused(stores: dict[str, TokenStore]) -> None:
-    config = DataConfig(data_processor="bilm", packing=True)
-    with pytest.raises(ConfigError, match=r"'bilm' cannot share a row; those of .*mlm"):
-        Loader(PROCESSORS["bilm"](stores["sentences"], config, PlainTokenizer()), 4)
+@pytest.mark.parametrize("name", list(PROCESSORS))
+def test_every_processor_packs_its_samples_or_is_refused(name: str, tmp_path: Path) -> None:
+    layout = PROCESSORS[name].layout
+    of_two = layout in ("pairs", "instructions", "labelled")
+    documents = random_documents(60, sentences=(2, 2) if of_two else (1, 8))
+    labels = [number % 2 for number in range(60)] if layout == "labelled" else None
+    store = write_store(tmp_path / "store", documents, layout, labels)
+    tokenizer = PlainTokenizer()
+    tokenizer.sentinel_ids = (5, 6, 7, 8)  # type: ignore[attr-defined]
+    config = DataConfig(data_processor=name, seq_length=WIDTH, tgt_seq_length=WIDTH, packing=True)
+    processor = PROCESSORS[name](store, config, tokenizer)
+    help_text = next(field for field in dataclasses.fields(DataConfig) if field.name == "packing").metadata
+    if name in re.search(r"\((.*)\)", help_text["help"])[1].split():  # type: ignore[index]
+        keys = processor.plan(0)
+        epochs = np.zeros_like(keys)
+        shown = processor.build(keys, epochs)["segment_ids"] > 0
+        assert processor.lengths(keys, epochs).tolist() == shown.sum(axis=1).tolist()
+        assert sum(loaded.tokens for loaded in Loader(processor, 4).one_pass()) == shown.sum()
+    else:
+        with pytest.raises(ConfigError, match=rf"'{name}' cannot share a row; those of .*mlm"):
+            Loader(processor, 4)
+
+
+def test_encoders_and_poolings_that_mix_the_samples_of_a_row_are_refused() -> None:
     assert packing_problems(ModelConfig()) == []
     assert "encoder 'gru'" in packing_problems(ModelConfig(encoder="gru"))[0]
     assert "`pooling` first" in packing_problems(ModelConfig(target=("cls",), pooling="mean"))[0]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import errno
@@ -20,19 +21,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet
 import pytest
+import sentencepiece
 import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from stores import FIRST_ORDINARY, Documents, documents_in
 
-from tencentpretrain.config import PreprocessConfig
+from tencentpretrain.config import PreprocessConfig, TokenizerConfig
 from tencentpretrain.data import tokenising, writer
 from tencentpretrain.data.lines import PROMPT
 from tencentpretrain.data.merge import MergeConfig, merge
 from tencentpretrain.data.preprocess import preprocess
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import DataError
-from tencentpretrain.tokenizers import Tokenizer
+from tencentpretrain.files import complete_directory
+from tencentpretrain.tokenizers import Tokenizer, build_tokenizer
 
 ROOT = Path(__file__).parents[2]
 
@@ -253,6 +256,14 @@ def test_texts_without_tokens_are_counted(tokenizer: Tokenizer, tmp_path: Path) 
     assert report.empty_num == 2
 
 
+@pytest.mark.parametrize("layout", ["sentences", "documents"])
+def test_json_documents_without_text_are_counted(layout: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    lines = [json.dumps({"text": text}) for text in ("1", "", " \n ", "2")]
+    config = config_for(tmp_path, "\n".join(lines).encode(), json_format_corpus=True)
+    assert "2 texts have no token" in str(preprocess(config, layout, tokenizer))
+    assert documents_of(config) == [[[6]], [[7]]]
+
+
 def test_special_tokens_in_a_corpus_are_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = config_for(tmp_path, b"a [SEP] b\n")
     preprocess(config, "documents", tokenizer)
@@ -268,6 +279,27 @@ def test_a_line_of_ten_megabytes(tokenizer: Tokenizer, tmp_path: Path) -> None:
     assert set(store.shards[0].tokens[1:-1]) == {123 + FIRST_ORDINARY}
 
 
+def test_no_more_processes_than_cores_and_work(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenising, "PROCESSES_PER_CORE", 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: range(3))
+    started = []
+    executor = concurrent.futures.ProcessPoolExecutor
+
+    def start(processes_num: int, *arguments: object) -> object:
+        started.append(processes_num)
+        return executor(processes_num, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(concurrent.futures, "ProcessPoolExecutor", start)
+    config = config_for(tmp_path, b"1\n" * 20, processes_num=50)
+    for block_size, expected in ((2, [3]), (20, [2]), (1 << 20, [])):
+        started.clear()
+        preprocess(config, "documents", tokenizer, block_size=block_size)
+        assert started == expected
+        assert len(documents_of(config)) == 20
+
+
 @pytest.mark.parametrize(
     "text", ["12 34，中文a,b." * 30_000, "中文" * 200_000, "1 " * 65_535 + "99 " * 70_000]
 )
@@ -275,6 +307,22 @@ def test_long_texts_are_cut_where_nothing_changes(text: str, tokenizer: Tokenize
     tokens, lengths = tokenising._encode(["5", text, "7"], tokenizer, "uint16")
     assert tokens.tolist() == [5 + FIRST_ORDINARY, *tokenizer.encode(text), 7 + FIRST_ORDINARY]
     assert lengths.tolist() == [1, len(tokens) - 2, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"remove_extra_whitespaces": False}, {"add_dummy_prefix": False}])
+@pytest.mark.parametrize("text", ["a,b. c " * 30_000, "a,  b" * 60_000, "中文，好" * 60_000])
+def test_long_texts_gain_no_tokens_with_sentencepiece(
+    options: dict[str, bool], text: str, tmp_path: Path
+) -> None:
+    with (tmp_path / "spm.model").open("wb") as model:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(["a,b. c a,  b 中文，好 a b"] * 20), model_writer=model,
+            vocab_size=16, hard_vocab_limit=False, num_threads=1, minloglevel=2, **options,
+        )  # fmt: skip
+    tokenizer = build_tokenizer(TokenizerConfig(spm_model_path=str(tmp_path / "spm.model")))
+    tokens, lengths = tokenising._encode([text], tokenizer, "uint16")
+    assert tokens.tolist() == tokenizer.encode(text)
+    assert lengths.tolist() == [len(tokens)]
 
 
 @pytest.mark.parametrize(
@@ -358,12 +406,25 @@ def test_leftovers_of_killed_runs(tokenizer: Tokenizer, tmp_path: Path) -> None:
     # Killed between the two renames: the old store, which is complete, must get its name back.
     Path(config.dataset_path).rename(tmp_path / f".dataset.pt.{ended.pid}.old")
     (tmp_path / f".dataset.pt.{ended.pid}.tmp").mkdir()
-    running = tmp_path / f".dataset.pt.{os.getppid()}.tmp"
-    running.mkdir()
+    (tmp_path / f".dataset.pt.{os.getppid()}.tmp").mkdir()  # another process has that number now
     with pytest.raises(DataError):
         preprocess(config_for(tmp_path, b"\xff"), "documents", tokenizer)
     assert documents_of(config) == [[[6]]]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [running.name, "corpus.txt", "dataset.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "dataset.pt"]
+
+
+def test_a_run_in_another_container_with_the_same_process_number(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    config = config_for(tmp_path, b"1\n")
+    with complete_directory(Path(config.dataset_path)) as other:
+        assert other.name == f".dataset.pt.{os.getpid()}.tmp"
+        (other / "theirs").touch()
+        preprocess(config, "documents", tokenizer)
+        assert documents_of(config) == [[[6]]]
+        assert [file.name for file in other.iterdir()] == ["theirs"]
+    assert [file.name for file in Path(config.dataset_path).iterdir()] == ["theirs"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus.txt", "dataset.pt"]
 
 
 @pytest.mark.parametrize("processes_num", [1, 2])

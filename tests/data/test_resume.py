@@ -168,6 +168,20 @@ def test_another_corpus_or_option_begins_anew(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store"]
 
 
+def test_a_run_that_was_killed_and_whose_number_another_process_has(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.txt").write_text("1\n2\n", encoding="utf-8")
+    config = config_for(tmp_path)
+    interrupt(config, tokenizer, monkeypatch)
+    (left,) = tmp_path.glob(".store.*")
+    left.rename(tmp_path / f".store.{os.getppid()}.tmp")
+    preprocess(config, "documents", tokenizer)
+    assert "An interrupted run continues after 4 bytes." in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store"]
+
+
 @pytest.mark.parametrize("dedup", [None, "exact"])
 @pytest.mark.parametrize("max_bad_lines", [1000, 20])
 def test_what_was_done_before_a_bad_file_is_kept(
@@ -199,3 +213,22 @@ def test_what_was_done_before_a_bad_file_is_kept(
     )
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store", "whole"]
+
+
+def test_a_bad_file_that_goes_on_behind_the_border_of_a_shard(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Closed shards of documents of one sentence need no list of documents, but going on in one does."""
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "corpus" / "a.tsv").write_text("1\t1 2 3\n" * 30, encoding="utf-8")
+    bad = tmp_path / "corpus" / "b.tsv.gz"
+    good = gzip.compress(b"0\t4 5 6\n" * 400, compresslevel=0)
+    bad.write_bytes(good[: len(good) // 2])
+    config = config_for(tmp_path)
+    with pytest.raises(DataError, match="What was done is kept"):
+        preprocess(config, "labelled", tokenizer, block_size=60)
+    assert list(tmp_path.glob(".store.*/00001.tokens"))
+    bad.write_bytes(good)
+    preprocess(config, "labelled", tokenizer, block_size=60)
+    whole = dataclasses.replace(config, dataset_path=str(tmp_path / "whole"))
+    preprocess(whole, "labelled", tokenizer, block_size=60)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "store").glob("*.documents"))

@@ -6,7 +6,7 @@ import numpy as np
 
 from tencentpretrain.config.data import DataConfig
 from tencentpretrain.data.masking import BUDGET
-from tencentpretrain.data.processors.base import Arrays
+from tencentpretrain.data.processors.base import Arrays, Processor
 from tencentpretrain.data.processors.mlm import PieceProcessor
 from tencentpretrain.data.processors.seq2seq import FIELDS, compact, seq2seq_rows
 from tencentpretrain.data.random import Bools, InT5, Ints, Purpose, UInts, below, bits, of_columns
@@ -35,6 +35,7 @@ class T5Processor(PieceProcessor):
     provides = FIELDS
     roles = ("cls", "sep")
     masks_words = True
+    lengths = Processor.lengths  # it cannot be packed: a target belongs to a row
 
     def __init__(self, store: TokenStore, config: DataConfig, tokenizer: Tokenizer) -> None:
         super().__init__(store, config, tokenizer)
