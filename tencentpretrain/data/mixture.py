@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 # A key of the mixture is source · 2^56 + epoch of the source · 2^40 + key of the source.
 _SOURCE, _EPOCH = 56, 40
 _SOURCES, _EPOCHS = 1 << (63 - _SOURCE), 1 << (_SOURCE - _EPOCH)
-MOST_EPOCHS = (
-    _EPOCHS // 2
-)  # of a source in a training; the rest is for epochs that are smaller than the first
+# Of a source in a training; the rest is for epochs that are smaller than the first.
+MOST_EPOCHS = _EPOCHS // 2
 
 
 class Source(NamedTuple):
