@@ -1,11 +1,12 @@
-"""Preprocessing: MB of text a second and a process, and peak memory, beside the bare `tokenizers` library.
+"""Preprocessing: MB of text a second and a process, and peak memory, beside the tokenizer's library alone.
 
-Each round tokenises the same lines with the library alone (`encode_batch_fast`, lines in memory, result
-thrown away) and with preprocess.py's function (file to finished token store), one after the other, in
-processes of their own. Then the same text in other forms, and corpora of growing size and of odd shape.
-Speed is MB of text, whatever form it has on disk, from the beginning of the work to its end: starting the
-processes and filling their tables of words is part of it, which the row of a single line shows, and which a
-corpus of 20 MB still feels. Memory is that of the main process and of the largest worker.
+Each round tokenises the same lines with the library (`encode_batch_fast` of `tokenizers`; `sentencepiece`,
+where there is a model; lines in memory, result thrown away) and with preprocess.py's function (file to
+finished token store), one after the other, in processes of their own. Then the same text in other forms, and
+corpora of growing size and of odd shape. Speed is MB of text, whatever form it has on disk, from the
+beginning of the work to its end: starting the processes and filling their tables of words is part of it,
+which the row of a single line shows, and which a corpus of 20 MB still feels. Memory is that of the main
+process and of the largest worker.
 
     python benchmarks/data.py --megabytes 20 --rounds 3 --largest 200
 """
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 SHARED = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
@@ -46,13 +48,25 @@ def sample(folder: Path, data_path: Path) -> tuple[bytes, Path]:
 
 
 def bare(corpus: Path, vocabulary: Path, _: int, __: str, ___: str) -> None:
-    from tokenizers import BertWordPieceTokenizer
+    if is_sentencepiece(vocabulary):
+        from sentencepiece import SentencePieceProcessor
 
-    rust = BertWordPieceTokenizer(str(vocabulary))._tokenizer
+        encode = partial(
+            SentencePieceProcessor(model_file=str(vocabulary)).encode, out_type=int, num_threads=1
+        )
+    else:
+        from tokenizers import BertWordPieceTokenizer
+
+        rust = BertWordPieceTokenizer(str(vocabulary))._tokenizer
+        encode = partial(rust.encode_batch_fast, add_special_tokens=False)
     lines = corpus.read_text(encoding="utf-8").splitlines()
     with measured():
         for start in range(0, len(lines), LINES):
-            rust.encode_batch_fast(lines[start : start + LINES], add_special_tokens=False)
+            encode(lines[start : start + LINES])
+
+
+def is_sentencepiece(vocabulary: Path) -> bool:
+    return vocabulary.suffix == ".model"
 
 
 def ours(corpus: Path, vocabulary: Path, processes_num: int, layout: str, dedup: str) -> None:
@@ -60,7 +74,9 @@ def ours(corpus: Path, vocabulary: Path, processes_num: int, layout: str, dedup:
     from tencentpretrain.data.preprocess import preprocess
     from tencentpretrain.tokenizers import build_tokenizer
 
-    tokenizer = build_tokenizer(TokenizerConfig(vocab_path=str(vocabulary)))
+    option = "spm_model_path" if is_sentencepiece(vocabulary) else "vocab_path"
+    kind = "sentencepiece" if is_sentencepiece(vocabulary) else "bert"
+    tokenizer = build_tokenizer(TokenizerConfig(tokenizer=kind, **{option: str(vocabulary)}))
     config = PreprocessConfig(
         corpus_path=(str(corpus),),
         dataset_path=str(corpus.with_suffix(".store")),
@@ -151,8 +167,8 @@ def main() -> None:
         measure = {"bare": bare, "ours": ours}[part]
         measure(Path(corpus), Path(vocabulary), int(processes_num), layout, dedup)
         return
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
         text, vocabulary = sample(folder, arguments.data_path)
 
         def corpus_of(megabytes: int) -> Path:
@@ -173,13 +189,16 @@ def main() -> None:
             row(f"one line, {number} processes", [result], line.stat().st_size, number)
         corpus = corpus_of(arguments.megabytes)
         size = corpus.stat().st_size
-        pairs = [
-            (run("bare", corpus, vocabulary), run("ours", corpus, vocabulary))
-            for _ in range(arguments.rounds)
-        ]
-        library = row("tokenizers, encode_batch_fast", [pair[0] for pair in pairs], size)
-        one = row("preprocess, 1 process", [pair[1] for pair in pairs], size)
-        print(f"  ratio: {one[0] / library[0]:.2f} by time, {one[1] / library[1]:.2f} by CPU time")
+        model = arguments.data_path / "vocab" / "cluecorpussmall_spm.model"
+        for name, words in {"tokenizers": vocabulary, "sentencepiece": model}.items():
+            if not words.is_file():
+                continue
+            pairs = [
+                (run("bare", corpus, words), run("ours", corpus, words)) for _ in range(arguments.rounds)
+            ]
+            library = row(f"{name} alone", [pair[0] for pair in pairs], size)
+            one = row("preprocess, 1 process", [pair[1] for pair in pairs], size)
+            print(f"  ratio: {one[0] / library[0]:.2f} by time, {one[1] / library[1]:.2f} by CPU time")
         for path in other_forms(corpus):
             row(f"  {path.name}", [run("ours", path, vocabulary)], size)
         for megabytes in (arguments.largest // 100, arguments.largest // 10, arguments.largest):
