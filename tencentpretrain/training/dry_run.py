@@ -92,14 +92,14 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
             return measure_depth(rows, depth)
         return judge_depth(partial(measure_depth, rows), depth, pretrain.checkpointed_layers)
 
-    def measure_part(rows: int) -> Memory:
-        return measure(rows).shared(settings.place.world_size) if engine.sharded else measure(rows)
+    def part(whole: Memory) -> Memory:
+        return whole.shared(settings.place.world_size, engine.divided)
 
     whole, room, program = measure(rows), free_memory(engine.device), 0
-    memory = whole.shared(settings.place.world_size) if engine.sharded else whole
+    memory = part(whole)
     if engine.device.type == "cpu":  # the processes of this machine share it, and the program itself counts
         program, room = program_memory(), room // len(pretrain.local_ranks)
-    largest = largest_batch(measure_part, rows, memory, room)
+    largest = largest_batch(lambda rows: part(measure(rows)), rows, memory, room)
     title = f"{engine.device} has {room / 1e9:.2f} GB free for each process"
     if largest >= rows:
         fits = f"fits: {title}, enough for --batch_size {largest}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,11 +44,13 @@ class Memory:
     def activations(self) -> int:
         return max(self.peak - self.weights - self.gradients - self.optimizer, 0)
 
-    def shared(self, ranks: int) -> Memory:
-        """Of each of several ranks that have a part of all weights; the layer that is put together at a time
-        is not counted."""
-        parts = (self.weights // ranks, self.gradients // ranks, self.optimizer // ranks)
-        return Memory(*parts, peak=sum(parts) + self.activations)
+    def shared(self, ranks: int, divided: Collection[str]) -> Memory:
+        """Of each of several ranks that have a part of what is `divided`; a layer whose weights are put
+        together for a time is not counted."""
+        whole = dataclasses.asdict(self)
+        parts = {name: whole[name] // ranks for name in divided}
+        saved = sum(whole[name] - part for name, part in parts.items())
+        return dataclasses.replace(self, **parts, peak=self.peak - saved)
 
     def beyond(self, shallower: Memory, times: float) -> Memory:
         """Of a model that is deeper than this one by `times` what this one is deeper than `shallower`.

@@ -143,11 +143,12 @@ UNREACHED = {
 }
 
 
-def has_no_gradient(values: dict[str, Any], name: str) -> bool:
-    """Whether a parameter's gradient is zero by what the model computes.
+# A softmax does not change with what is added to all its scores alike, but rounding may leave a trace.
+ONLY_ROUNDING = re.compile(r".+\.(self_attn|context_attn)\.(linear_layers\.1\.bias|key_norm\.beta)")
 
-    The biases of keys are not among these: a softmax does not change with them, but rounding leaves a trace.
-    """
+
+def has_no_gradient(values: dict[str, Any], name: str) -> bool:
+    """Whether a parameter's gradient is zero by what the model computes."""
     pattern = UNREACHED.get((values["pooling"], values["decoder"] is not None), "$")
     return {*values["target"]} <= {"sp", "cls"} and re.match(pattern, name) is not None
 
@@ -174,6 +175,7 @@ def test_every_combination_trains_every_parameter_and_survives_saving(
                 make_config(**values)
             continue
         config = make_config(**values)
+        torch.manual_seed(0)
         model = build_model(config, VOCABULARY, labels_num=3)
         for half in (False, True):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
@@ -184,7 +186,7 @@ def test_every_combination_trains_every_parameter_and_survives_saving(
             for parameter_name, parameter in model.named_parameters():
                 assert parameter.grad is not None, (values, parameter_name)
                 assert parameter.grad.isfinite().all(), (values, parameter_name)
-                if not half:  # which rounds small ones to zero
+                if not half and not ONLY_ROUNDING.fullmatch(parameter_name):  # half rounds small ones to zero
                     zero = has_no_gradient(values, parameter_name)
                     assert bool(parameter.grad.any()) is not zero, (values, parameter_name)
         seen |= {values["embedding"], decoder, target}

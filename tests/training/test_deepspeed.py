@@ -376,6 +376,16 @@ def test_what_follows_an_update_of_all_weights_is_refused() -> None:
         engine.prepare(torch.nn.Linear(2, 2), make_optimizer)
 
 
+@pytest.mark.parametrize(
+    ("stage", "divided"),
+    [(0, ""), (1, "optimizer"), (2, "gradients optimizer"), (3, "gradients optimizer weights")],
+)
+def test_what_each_stage_divides(stage: int, divided: str) -> None:
+    """Rajbhandari et al. 2020, figure 1."""
+    engine = DeepSpeedEngine(Place(), DeepSpeedSetup({"zero_optimization": {"stage": stage}}, "fp32"))
+    assert sorted(engine.divided) == divided.split()
+
+
 def test_stage_3_is_not_compiled() -> None:
     with pytest.raises(ConfigError, match="--compile: ZeRO stage 3 takes weights apart between layers"):
         DeepSpeedEngine(Place(), DeepSpeedSetup({"zero_optimization": {"stage": 3}}, "fp32"), compile=True)

@@ -74,6 +74,12 @@ def test_parts() -> None:
     assert average.optimizer - whole.optimizer == whole.weights
 
 
+def test_each_of_several_ranks_has_a_part_of_what_is_divided() -> None:
+    whole = Memory(8, 8, 16, peak=40)
+    assert whole.shared(4, ()) == whole
+    assert whole.shared(4, ("optimizer", "gradients")) == Memory(8, 2, 4, peak=22)
+
+
 def test_activations() -> None:
     whole, half = memory(64), memory(32)
     assert half.activations == pytest.approx(whole.activations / 2, rel=0.2)

@@ -128,6 +128,11 @@ class Engine:
         """The engine in words."""
         return self.name
 
+    @property
+    def divided(self) -> Sequence[str]:
+        """What each rank has a part of: weights, gradients, optimizer."""
+        return ("weights", "gradients", "optimizer") if self.sharded else ()
+
     def decisions(self) -> list[str]:
         """A line for each thing that was decided here."""
         if self.device.type == "cuda":

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,10 @@ class DeepSpeedEngine(GroupEngine):
     @property
     def title(self) -> str:
         return f"{self._setup.title}{super().title.removeprefix(self.name)}"
+
+    @property
+    def divided(self) -> Sequence[str]:
+        return ("optimizer", "gradients", "weights")[: self.stage]
 
     def start(self) -> None:
         super().start()
