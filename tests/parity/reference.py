@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tencentpretrain.batch import IGNORED
-from tencentpretrain.conversion.engine import Family
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.conversion.engine import Family, to_theirs
 from tencentpretrain.conversion.maps import FAMILIES
 from tencentpretrain.model import Model
 from tencentpretrain.state_dict import StateDict
@@ -151,3 +152,26 @@ def assert_close(ours: Tensor, theirs: Tensor, tolerance: float, what: str) -> N
     assert ours.shape == theirs.shape, what
     difference = ((ours - theirs).abs().max() / theirs.abs().max()).item()
     assert difference <= tolerance, f"{what}: differs by {difference:.1e} of the largest number"
+
+
+def compare_gradients(
+    table: Family,
+    config: ModelConfig,
+    ours: Mapping[str, Tensor],
+    theirs: nn.Module,
+    unread: Callable[[str], bool],
+) -> None:
+    """Every gradient, to 1e-4; `unread`: which of their tensors their model does not use."""
+    converted = to_theirs(table, ours, dataclasses.asdict(config)).tensors
+    expected = {table.canonical(name): parameter.grad for name, parameter in theirs.named_parameters()}
+    largest = max(gradient.abs().max().item() for gradient in expected.values() if gradient is not None)
+    compared = 0
+    for name, gradient in expected.items():
+        if gradient is None:
+            assert unread(name), f"{name} has no gradient"
+        elif gradient.abs().max() < 1e-6 * largest:  # of the biases of keys: zero but for rounding
+            assert converted[name].abs().max() < 1e-6 * largest, name
+        else:
+            assert_close(converted[name], gradient, 1e-4, f"gradient of {name}")
+            compared += 1
+    assert compared > len(expected) / 2

@@ -17,7 +17,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from test_ddp import STEPS, assert_same_curve, records_of, run, spoil_losses, write_stores
-from test_fsdp import assert_same_weights
+from test_fsdp import assert_initial_weights, assert_same_weights
 
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.training import report, zero_state
@@ -187,12 +187,7 @@ def test_no_process_has_the_whole_of_stage_3(place: Path) -> None:
 
 
 def test_initial_weights_are_those_of_one_process(place: Path) -> None:
-    """To the last bit, from the seed or from a file; tied weights are one in the published file too."""
-    assert_same_weights(place / "one-initial.bin", place / "initial.bin")
-    assert_same_weights(place / "one-half.bin", place / "loaded.safetensors")
-    weights = torch.load(place / "initial.bin", weights_only=True)
-    tied = [weights[name] for name in ("embedding.word.embedding.weight", "target.mlm.linear_2.weight")]
-    assert tied[0].data_ptr() == tied[1].data_ptr()
+    assert_initial_weights(place)
 
 
 def one_of_the_deep(place: Path) -> None:

@@ -132,6 +132,15 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(torch.equal(left[name], right[name]) for name in left)
 
 
+def assert_initial_weights(place: Path) -> None:
+    """Those of one process to the last bit, from the seed or a file; tied ones are one when published too."""
+    assert_same_weights(place / "one-initial.bin", place / "initial.bin")
+    assert_same_weights(place / "one-half.bin", place / "loaded.safetensors")
+    weights = torch.load(place / "initial.bin", weights_only=True)
+    tied = [weights[name] for name in ("embedding.word.embedding.weight", "target.mlm.linear_2.weight")]
+    assert tied[0].data_ptr() == tied[1].data_ptr()
+
+
 @pytest.mark.parametrize("name", ["parts", "background"])
 def test_a_stopped_run_ends_as_the_undisturbed_one(
     place: Path, outcomes: Callable[[str], list[str]], name: str
@@ -159,12 +168,7 @@ def test_it_goes_on_from_a_state_of_one_process(place: Path, outcomes: Callable[
 
 
 def test_initial_weights_are_those_of_one_process(place: Path) -> None:
-    """To the last bit, from the seed or from a file; tied weights are one in the published file too."""
-    assert_same_weights(place / "one-initial.bin", place / "initial.bin")
-    assert_same_weights(place / "one-half.bin", place / "loaded.safetensors")
-    weights = torch.load(place / "initial.bin", weights_only=True)
-    tied = [weights[name] for name in ("embedding.word.embedding.weight", "target.mlm.linear_2.weight")]
-    assert tied[0].data_ptr() == tied[1].data_ptr()
+    assert_initial_weights(place)
 
 
 @pytest.mark.parametrize("name", UNUSUAL)
