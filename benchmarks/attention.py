@@ -1,4 +1,4 @@
-"""Attention whose heads share keys and values, and attention with a bias by distance, each way of doing it.
+"""Attention with shared keys and values, with a bias by distance, with dropout: each way of doing it.
 
     OMP_NUM_THREADS=1 python benchmarks/attention.py
 
@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from unittest import mock
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from tencentpretrain.config import ModelConfig
+from tencentpretrain.layers import attention
+from tencentpretrain.layers.masks import AttentionMask
 
 ATTENTION = F.scaled_dot_product_attention
 
@@ -26,12 +31,10 @@ def milliseconds(run: Callable[[], object], runs: int = 15) -> float:
     return 1e3 * min(times)
 
 
-def report(name: str, attention: Callable[[], Tensor]) -> None:
+def report(name: str, attend: Callable[[], Tensor]) -> None:
     with torch.no_grad():
-        forward = milliseconds(attention)
-    print(
-        f"  {name:32s} {forward:8.1f} {milliseconds(lambda: attention().sum().backward()):8.1f}", flush=True
-    )
+        forward = milliseconds(attend)
+    print(f"  {name:32s} {forward:8.1f} {milliseconds(lambda: attend().sum().backward()):8.1f}", flush=True)
 
 
 def random(*shape: int) -> Tensor:
@@ -67,6 +70,19 @@ def biased(rows: int, heads: int, length: int, size: int) -> None:
     report("  made once for all layers", lambda: torch.where(seen, bias, -torch.inf))
 
 
+def causal_with_dropout(rows: int, heads: int, length: int, size: int) -> None:
+    width = heads * size
+    print(f"{heads} heads of {size}; {rows} × {length} tokens; causal, with dropout")
+    layer = attention.MultiHeadedAttention(ModelConfig(hidden_size=width, emb_size=width, heads_num=heads))
+    query, key, value = (random(rows, heads, length, size) for _ in range(3))
+    for queries in (length, 256, 128, 64):
+        with mock.patch.object(attention, "CAUSAL_ROWS", queries):
+            report(
+                f"{queries} queries at a time",
+                lambda: layer._attend(query, key, value, AttentionMask(causal=True))[0],
+            )
+
+
 def main() -> None:
     torch.manual_seed(0)
     shared_heads(4, 32, 8, 128, 128, 64)
@@ -74,6 +90,8 @@ def main() -> None:
     shared_heads(4, 32, 8, 1, 512, 64)  # a step of generation
     biased(16, 12, 128, 64)
     biased(8, 12, 512, 64)
+    causal_with_dropout(2, 12, 512, 64)
+    causal_with_dropout(1, 12, 1024, 64)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,9 @@ from tencentpretrain.layers.position import Rotation
 KeepKeysValues = Callable[[Callable[[], KeysValues]], KeysValues]
 
 
+CAUSAL_ROWS = 128  # queries at a time
+
+
 class MultiHeadedAttention(nn.Module):
     """Scaled dot-product attention (Vaswani et al. 2017, §3.2), with heads that may share keys and values
     (Ainslie et al. 2023).
@@ -79,6 +82,8 @@ class MultiHeadedAttention(nn.Module):
         dropping = self.training and self.dropout > 0
         if dropping and query.device.type == "cpu" and not torch.compiler.is_compiling():
             # With dropout torch writes it out too on the CPU, at twice the time.
+            if mask.causal:
+                return self._causal(query, key, value), mask
             return self._weighted(self._scores(query, key, mask), value), mask
         matrix = mask.allowed if mask.bias is None else mask.bias.to(query.dtype)
         context = F.scaled_dot_product_attention(
@@ -102,7 +107,20 @@ class MultiHeadedAttention(nn.Module):
         allowed = mask.allowed
         if mask.causal:  # the queries are the leading positions, as they are to torch
             allowed = past(key.shape[-2], key.shape[-2], key.device)[: query.shape[-2]]
-        return scores if allowed is None else scores.masked_fill_(~allowed, -torch.inf)
+        if allowed is None:
+            return scores
+        # A sum costs nothing on the way back, where the softmax has zeros for these scores anyway.
+        return scores + scores.new_zeros(allowed.shape).masked_fill_(~allowed, -torch.inf)
+
+    def _causal(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Written out for some queries at a time, without most of the keys that they do not see."""
+        parts = []
+        for start in range(0, query.shape[2], CAUSAL_ROWS):
+            some = query[:, :, start : start + CAUSAL_ROWS]
+            keys = start + some.shape[2]
+            mask = AttentionMask(allowed=past(some.shape[2], keys, query.device))
+            parts.append(self._weighted(self._scores(some, key[:, :, :keys], mask), value[:, :, :keys]))
+        return torch.cat(parts, 2)
 
     def _weighted(self, scores: Tensor, value: Tensor) -> Tensor:
         return _shared_matmul(dropout(scores.softmax(-1).to(value.dtype), self.dropout, self.training), value)

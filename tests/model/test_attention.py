@@ -15,6 +15,7 @@ from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.decoders.transformer import TransformerDecoder
 from tencentpretrain.encoders.transformer import TransformerEncoder
+from tencentpretrain.layers import attention
 from tencentpretrain.layers.masks import MASKS, Positions
 from tencentpretrain.layers.recomputation import Recomputation
 
@@ -66,6 +67,12 @@ Scored = Callable[[int, int, int, float], float]  # head, query, key, score to t
 ENCODERS = {f"{mask}-{kind}": MASKED[mask] | FURTHER[kind] for mask in MASKED for kind in FURTHER} | {
     f"causal-{kind}": {"mask": "causal", **values} for kind, values in CAUSAL_ONLY.items()
 }
+
+
+@pytest.fixture(autouse=True)
+def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Causal attention that is written out takes several turns even for these lengths."""
+    monkeypatch.setattr(attention, "CAUSAL_ROWS", 3)
 
 
 def make_config(**values: Any) -> ModelConfig:

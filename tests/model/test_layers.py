@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from tencentpretrain.config import ModelConfig
+from tencentpretrain.layers import attention
 from tencentpretrain.layers.attention import MultiHeadedAttention
 from tencentpretrain.layers.dropout import LEVELS, dropout
 from tencentpretrain.layers.masks import MASKS, Positions
@@ -129,7 +130,10 @@ def test_dropout_follows_the_seed_and_is_off_in_evaluation() -> None:
 
 @pytest.mark.parametrize("mask", ["fully_visible", "causal", "causal_with_prefix"])
 @pytest.mark.parametrize("remove_attention_scale", [True, False])
-def test_attention_with_dropout_is_the_same_attention(mask: str, remove_attention_scale: bool) -> None:
+def test_attention_with_dropout_is_the_same_attention(
+    mask: str, remove_attention_scale: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "CAUSAL_ROWS", 4)
     config = ModelConfig(
         hidden_size=32,
         emb_size=32,
@@ -139,7 +143,10 @@ def test_attention_with_dropout_is_the_same_attention(mask: str, remove_attentio
         remove_attention_scale=remove_attention_scale,
     )
     layer = MultiHeadedAttention(config)
-    hidden, segments = torch.randn(3, 6, 32), torch.tensor([[1, 1, 1, 2, 2, 0]] * 3)
+    hidden, segments = torch.randn(3, 6, 32, requires_grad=True), torch.tensor([[1, 1, 1, 2, 2, 0]] * 3)
     visible = MASKS[mask](Positions(segments, 6, 6, hidden.device))
-    expected, _ = layer.eval()(hidden, hidden, visible)
-    torch.testing.assert_close(layer.train()(hidden, hidden, visible)[0], expected, rtol=1e-4, atol=1e-6)
+    weights = torch.randn(3, 6, 32)
+    expected, output = (layer.train(mode)(hidden, hidden, visible)[0] for mode in (False, True))
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-6)
+    gradients = [torch.autograd.grad((one * weights).sum(), hidden)[0] for one in (output, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
