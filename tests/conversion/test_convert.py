@@ -16,6 +16,7 @@ from tencentpretrain import build_model, load_config
 from tencentpretrain.config import ModelConfig, options_of
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.huggingface import writing
 from tencentpretrain.conversion.maps import BERT, FAMILIES, families_of
 from tencentpretrain.conversion.program import from_huggingface
 from tencentpretrain.errors import ConfigError, WeightsError
@@ -81,7 +82,7 @@ def test_every_option_that_shapes_the_network_is_decided(family: Family) -> None
     """Changed, it is refused, where no setting carries it; options that matter not are not."""
     config = _of(family)
     parts = next(iter(family.types.values()))
-    assert not list(huggingface._misfits(family, config, parts))
+    assert not list(writing.misfits(family, config, parts))
     mapped = {name for setting in family.settings for name in setting.options}
     others = {
         "has_residual_attention": True, "alibi_position_embedding": True, "has_qk_norm": True,
@@ -117,7 +118,7 @@ def _misfits(family: Family, config: ModelConfig, parts: Any, **changes: Any) ->
     values = {name: getattr(config, name) for name in options_of(ModelConfig)}
     for name, value in (values | changes).items():
         object.__setattr__(changed, name, value)
-    return list(huggingface._misfits(family, changed, parts))
+    return list(writing.misfits(family, changed, parts))
 
 
 def test_every_problem_is_told(run_convert, tmp_path: Path) -> None:
