@@ -15,6 +15,12 @@ from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_c
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family
 from tencentpretrain.conversion.huggingface import OurModel, TheirModel
+from tencentpretrain.conversion.huggingface.tokenizers import (
+    Tokenizers,
+    load_tokenizers,
+    their_tokenizer,
+    tokenizer_notes,
+)
 from tencentpretrain.conversion.maps import FAMILIES
 from tencentpretrain.conversion.maps.bert import BERT
 from tencentpretrain.conversion.sentence_transformers import SENTENCES
@@ -30,7 +36,8 @@ from tencentpretrain.errors import ConfigError, DataError, WeightsError, weights
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
 from tencentpretrain.state_dict import WHOLE
-from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from tencentpretrain.tokenizers import build_tokenizer
+from tencentpretrain.tokenizers.load import has_two_sides
 from tencentpretrain.weights import (
     check_fit,
     layers_of,
@@ -275,22 +282,28 @@ def _describe(model: TheirModel, source: Path, target: Path) -> tuple[dict[str, 
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     vocab_size = _check_shapes(source, model.tensors, config)
-    tokenizer, why = None, "no tokenizer files"
+    tokenizers, why = Tokenizers(), "no tokenizer files"
     if huggingface.has_tokenizer(home):
         try:
-            tokenizer = load_tokenizer(home)
+            tokenizers = load_tokenizers(home, has_two_sides(home))
         except DataError as error:
             why = str(error)
-    if tokenizer is not None and (surplus := _surplus(tokenizer, model.tensors)) is not None:
-        tokenizer, why = None, surplus
-    said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
+    if surplus := tokenizers.surplus(model.tensors):
+        tokenizers, why = Tokenizers(), surplus
+    said = "configuration and tokenizer" if tokenizers.source is not None else f"configuration; {why}"
     further = {"family": base.name} | {name: model.values[name] for name in SENTENCES if name in model.values}
     if model.token_ids:
         further["token_ids"] = dict(model.token_ids)
-    if (target_size := tgt_vocab_size(model.tensors)) not in (None, vocab_size):
-        further["tgt_vocab_size"] = target_size
+    target_size = tgt_vocab_size(model.tensors) or vocab_size
     description = make_description(
-        target, config, tokenizer, model.labels, vocab_size=vocab_size, further=further
+        target,
+        config,
+        tokenizers.source,
+        model.labels,
+        vocab_size=vocab_size,
+        tgt_tokenizer=tokenizers.target,
+        tgt_vocab_size=target_size if tokenizers.target is not None or target_size != vocab_size else None,
+        further=further,
     )
     return description, f"{description_path(target)}: {said}"
 
@@ -315,12 +328,13 @@ def _to_huggingface(
     ours = _read_ours(source, description, directory, to_directory, sentences)
     check_layers(source, ours.tensors, config)
     if to_directory:
-        ours = dataclasses.replace(ours, tokenizer=_tokenizer(source, tokenizer_config))
-    if ours.tokenizer is not None and (surplus := _surplus(ours.tokenizer, ours.tensors)) is not None:
-        raise WeightsError(
-            f"{source}: {surplus}; give the tokenizer that the weights were made with (--vocab_path, "
-            "--spm_model_path)."
-        )
+        tokenizers = _tokenizers(source, tokenizer_config)
+        if surplus := tokenizers.surplus(ours.tensors):
+            raise WeightsError(
+                f"{source}: {surplus}; give the tokenizer that the weights were made with (--vocab_path, "
+                "--spm_model_path)."
+            )
+        ours = dataclasses.replace(ours, tokenizer=tokenizers.source, tgt_tokenizer=tokenizers.target)
     with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
@@ -336,18 +350,11 @@ def _to_huggingface(
     if ours.config is not None:
         for line in huggingface.departures(family, ours.config):
             print(line)
-    tokenizer = ours.tokenizer
-    if to_directory and tokenizer is None:
-        print("no tokenizer is written: none lies beside the weights (--vocab_path gives one)")
-        if not ours.token_ids:
+    if to_directory:
+        for line in tokenizer_notes(family, tokenizers):
+            print(line)
+        if tokenizers.source is None and not ours.token_ids:
             print(f"not known without a tokenizer, and left at their defaults: {', '.join(family.token_ids)}")
-    elif tokenizer is not None and huggingface.their_tokenizer(family, tokenizer) is None:
-        print(f"no tokenizer is written: none of theirs for {family.name} is like '{tokenizer.kind}'")
-    elif tokenizer is not None and tokenizer.kind == "bpe" and family.fixed_tokenizer is not None:
-        print(
-            f"AutoTokenizer takes {family.fixed_tokenizer} for {family.name}, which splits texts in another "
-            "way; PreTrainedTokenizerFast loads the tokenizer that is written"
-        )
     if verification.verify:
         verify(source, target, ours.config)
 
@@ -420,7 +427,7 @@ def _detect(ours: OurModel, families: Sequence[Family], came_from: str | None) -
         usual = [
             family
             for family in fitting
-            if (huggingface.their_tokenizer(family, tokenizer) or [None])[0] == family.tokenizer_class
+            if (their_tokenizer(family, tokenizer) or [None])[0] == family.tokenizer_class
         ]
         fitting = usual or fitting
     family = fitting[0]
@@ -457,23 +464,15 @@ def _model_config(source: Path, description: Mapping[str, Any], directory: Direc
     return config
 
 
-def _tokenizer(source: Path, config: TokenizerConfig) -> Tokenizer | None:
+def _tokenizers(source: Path, config: TokenizerConfig) -> Tokenizers:
     if config.vocab_path is not None or config.spm_model_path is not None:
-        return build_tokenizer(config)
+        return Tokenizers(build_tokenizer(config))
     description = read_description(source)
     if description is None or "tokenizer_path" not in description:
-        return None
-    return load_tokenizer(
-        source if source.is_dir() and huggingface.is_model_directory(source) else description_path(source)
-    )
-
-
-def _surplus(tokenizer: Tokenizer, tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong where ids have no row of the word embedding; more rows than ids are padding."""
-    rows = len(tensors["embedding.word.embedding.weight"])
-    if tokenizer.vocab_size <= rows:
-        return None
-    return f"the tokenizer has {tokenizer.vocab_size} tokens, but the word embedding {rows} rows"
+        return Tokenizers()
+    theirs = source.is_dir() and huggingface.is_model_directory(source)
+    path = source if theirs else description_path(source)
+    return load_tokenizers(path, "tgt_tokenizer_path" in description)
 
 
 def check_layers(source: Path, tensors: Mapping[str, Tensor], config: ConversionConfig) -> None:

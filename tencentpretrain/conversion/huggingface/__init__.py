@@ -10,7 +10,7 @@ from tencentpretrain.conversion.huggingface.reading import (
     our_values,
     read,
 )
-from tencentpretrain.conversion.huggingface.tokenizers import has_tokenizer, their_tokenizer
+from tencentpretrain.conversion.huggingface.tokenizers import has_tokenizer
 from tencentpretrain.conversion.huggingface.writing import (
     OurModel,
     as_theirs,
@@ -36,6 +36,5 @@ __all__ = [
     "our_values",
     "read",
     "their_config",
-    "their_tokenizer",
     "write",
 ]

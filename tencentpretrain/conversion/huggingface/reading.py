@@ -28,6 +28,7 @@ from tencentpretrain.conversion.steps import PadRows
 from tencentpretrain.errors import ConfigError, WeightsError, weights_of
 from tencentpretrain.files import read_json, read_object
 from tencentpretrain.state_dict import WHOLE, read_tensors, strip_wrappers
+from tencentpretrain.tokenizers.load import has_two_sides
 
 _MALFORMED = (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError)
 _MOST_LABELS = 10**6
@@ -308,4 +309,7 @@ def describe(directory: Path) -> dict[str, Any]:
         values["tgt_vocab_size"] = config["decoder_vocab_size"]
     if has_tokenizer(directory):
         values["tokenizer_path"] = str(directory.resolve())
+    if has_two_sides(directory):
+        values["tgt_tokenizer_path"] = values["tokenizer_path"]
+        values.setdefault("tgt_vocab_size", values.get("vocab_size"))
     return values

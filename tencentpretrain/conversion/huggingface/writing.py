@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 WRITTEN_BY = {"written_by": "tencentpretrain"}  # in config.json: what `write` may replace is its own work
 _WRITTEN = re.compile(
     r"(generation_)?config\.json|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json"
-    r"|vocab\.(txt|json)|merges\.txt|tokenizer\.json|.+\.spm|.+\.model|tokenizer_config\.json|special_tokens_map\.json"
+    r"|(target_)?vocab\.json|vocab\.txt|merges\.txt|tokenizer\.json|.+\.spm|.+\.model|tokenizer_config\.json|special_tokens_map\.json"
     r"|modules\.json|sentence_bert_config\.json|1_Pooling|2_Normalize"
 )
 
@@ -46,6 +46,7 @@ class OurModel:
     Attributes:
         tensors: under our names.
         config: not needed for a file.
+        tgt_tokenizer: of the decoder's side, where it is another one.
         labels: names of the classes of a fine-tuned model.
         token_ids: of special tokens, where a source of theirs said them; a tokenizer knows better.
         known: configuration values, where there is no configuration.
@@ -56,6 +57,7 @@ class OurModel:
     tensors: Mapping[str, Tensor]
     config: ModelConfig | None = None
     tokenizer: Tokenizer | None = None
+    tgt_tokenizer: Tokenizer | None = None
     labels: Sequence[str] | None = None
     token_ids: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     known: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -138,9 +140,9 @@ def write(
         if "lm" in done.parts:
             ids = {name: values[name] for name in family.token_ids if values.get(name) is not None}
             write_json(temporary / "generation_config.json", ids)
-        tokenizer = ours.tokenizer
-        if tokenizer is not None and (named := their_tokenizer(family, tokenizer)) is not None:
-            write_tokenizer(temporary, family, ours.config, tokenizer, *named)
+        tokenizer, target = ours.tokenizer, ours.tgt_tokenizer
+        if tokenizer is not None and (named := their_tokenizer(family, tokenizer, target)) is not None:
+            write_tokenizer(temporary, family, ours.config, tokenizer, *named, target)
         _write_shards(theirs, temporary, max_shard_size)
         if ours.sentences is not None:
             sentence_transformers.write(temporary, ours.config.hidden_size, ours.sentences)
