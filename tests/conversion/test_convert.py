@@ -290,6 +290,20 @@ def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:
         run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
 
 
+@pytest.mark.parametrize(("kind", "positions"), [("Bert", 2), ("Bert", 1), ("Roberta", 3)])
+def test_verify_of_few_positions(run_convert, tmp_path: Path, kind: str, positions: int) -> None:
+    """Of RoBERTa's positions no text has the first two."""
+    import transformers
+
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 12, "max_position_embeddings": positions}
+    model = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(**sizes))
+    model.save_pretrained(tmp_path / "theirs")
+    for to, *paths in (("tencentpretrain", "theirs", "ours.bin"), ("huggingface", "ours.bin", "back")):
+        said = run_convert(to, *(tmp_path / path for path in paths), "--verify")
+        assert "logits of mlm: largest difference" in said
+
+
 def test_verify_without_transformers_or_a_directory(run_convert, tmp_path: Path, monkeypatch) -> None:
     torch.save(tiny_bert().state_dict(), tmp_path / "theirs.bin")
     with pytest.raises(ConfigError, match=r"--verify needs a Hugging Face directory.*theirs\.bin"):
