@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +12,12 @@ from torch import Tensor
 
 from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_config, option, options_of
 from tencentpretrain.conversion import huggingface
+from tencentpretrain.conversion.detection import detect
 from tencentpretrain.conversion.engine import Family
 from tencentpretrain.conversion.huggingface import OurModel, TheirModel
 from tencentpretrain.conversion.huggingface.tokenizers import (
     Tokenizers,
     load_tokenizers,
-    their_tokenizer,
     tokenizer_notes,
 )
 from tencentpretrain.conversion.maps import FAMILIES
@@ -338,7 +337,7 @@ def _to_huggingface(
     with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
-            family = _detect(ours, families, description.get("family"))
+            family = detect(ours, families, description.get("family"))
         parts = family.parts if parts is None else parts
         ignored, notes = huggingface.write(target, family, ours, parts, directory.max_shard_size * 1e9)
     print(
@@ -394,59 +393,6 @@ def _read_ours(
         known={} if length is None else {"max_seq_length": length},
         sentences={**description, "pooling": pooling} if sentences else None,
     )
-
-
-def _detect(ours: OurModel, families: Sequence[Family], came_from: str | None) -> Family:
-    """The family that weights of ours fit, with its head.
-
-    Args:
-        came_from: name of the family that they were converted from, where that is known.
-
-    Raises:
-        WeightsError: none; with what is in the way of the nearest ones, the one they came from first.
-    """
-    fitting = []
-    problems: dict[str, str] = {}
-    for family in families:
-        family = family.with_head_in(ours.tensors, ours=True)
-        try:
-            huggingface.as_theirs(family, ours, family.parts)
-        except WeightsError as error:
-            problems[family.name] = str(error)
-        else:
-            fitting.append(family)
-    if not fitting:
-        nearest = sorted(problems, key=lambda name: (name != came_from, _distance(problems[name])))
-        raise WeightsError(
-            "\n  ".join(["no family fits; the nearest:", *(problems[name] for name in nearest[:3])])
-        )
-    original = [family for family in fitting if family.name == came_from]
-    if original:
-        fitting = original
-    elif (tokenizer := ours.tokenizer) is not None:
-        usual = [
-            family
-            for family in fitting
-            if (their_tokenizer(family, tokenizer) or [None])[0] == family.tokenizer_class
-        ]
-        fitting = usual or fitting
-    family = fitting[0]
-    if len(fitting) > 1:
-        others = ", ".join(other.name for other in fitting[1:])
-        print(f"taken as {family.name}; {others} would fit too (--family chooses)")
-    unnamed = family.head == "token_classification" and ours.labels is None
-    if unnamed and len(ours.tensors["output_layer.bias"]) == 2:
-        # One layer of two outputs without names: the first and the last word of an answer.
-        print("taken as question answering, as the two outputs have no labels")
-        base = next(one for one in families if one.name == family.name)
-        return base.with_head("question_answering")
-    return family
-
-
-def _distance(problem: str) -> tuple[bool, int]:
-    """How far a family is: tensors that do not fit are further than options, which a message joins by ';'."""
-    tensors = re.search(r"(\d+) (of \d+ )?tensors", problem)
-    return tensors is not None, int(tensors[1]) if tensors else problem.count(";")
 
 
 def _model_config(source: Path, description: Mapping[str, Any], directory: DirectoryConfig) -> ModelConfig:
