@@ -9,6 +9,7 @@ from tencentpretrain.conversion.engine import Family
 from tencentpretrain.conversion.huggingface import OurModel, as_theirs
 from tencentpretrain.conversion.huggingface.common import OPTIONS
 from tencentpretrain.conversion.huggingface.tokenizers import their_tokenizer
+from tencentpretrain.conversion.maps import FAMILIES
 from tencentpretrain.errors import WeightsError
 
 
@@ -32,7 +33,7 @@ def detect(ours: OurModel, families: Sequence[Family], came_from: str | None) ->
         else:
             fitting.append(family)
     if not fitting:
-        raise WeightsError(_why_none(ours, families, problems, came_from))
+        raise WeightsError(_why_none(ours, problems, came_from))
     original = [family for family in fitting if family.name == came_from]
     if original:
         fitting = original
@@ -56,16 +57,14 @@ def detect(ours: OurModel, families: Sequence[Family], came_from: str | None) ->
     return family
 
 
-def _why_none(
-    ours: OurModel, families: Sequence[Family], problems: Mapping[str, str], came_from: str | None
-) -> str:
+def _why_none(ours: OurModel, problems: Mapping[str, str], came_from: str | None) -> str:
     """What is in the way.
 
     Args:
         problems: by name of a family.
     """
     for kind in ("encoder", "decoder"):
-        known = dict.fromkeys(family.fixed_ours.get(kind, OPTIONS[kind].default) for family in families)
+        known = dict.fromkeys(family.fixed_ours.get(kind, OPTIONS[kind].default) for family in FAMILIES)
         if ours.config is not None and (given := getattr(ours.config, kind)) not in known:
             theirs = ", ".join(filter(None, known)) or "none"
             return (

@@ -290,6 +290,13 @@ def test_the_nearest_families_are_named(
     assert "`has_residual_attention` is True, only False is possible" in str(caught.value)
 
 
+def test_a_family_without_decoder_says_what_it_has_no_place_for(run_convert, tmp_path: Path) -> None:
+    decoder = {"decoder": "transformer", "tgt_embedding": ("word",), "target": ("lm",)}
+    source = ours(tmp_path / "ours.bin", **SIZES, embedding=("word",), **decoder)
+    with pytest.raises(WeightsError, match=r"not a bert model, .* have no place"):
+        run_convert("huggingface", source, tmp_path / "theirs", "--family", "bert")
+
+
 def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:
     tiny_bert().save_pretrained(tmp_path / "theirs")
     with pytest.raises(ConfigError, match=r"models is a directory; name a file, as .*models/model\.bin"):
