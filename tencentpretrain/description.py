@@ -41,6 +41,7 @@ def make_description(
     labels_num: int | None = None,
     vocab_size: int | None = None,
     tgt_tokenizer: Tokenizer | None = None,
+    tgt_vocab_size: int | None = None,
     further: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """What `<path>.json` says; tokenizers are written beside it, to directories all steps of a run share.
@@ -49,7 +50,7 @@ def make_description(
         labels: names of the classes, in the order of their numbers.
         labels_num: where the classes have no names.
         vocab_size: rows of the word embedding; default: the tokenizer's.
-        tgt_tokenizer: of the decoder's side, where it is another one.
+        tgt_tokenizer, tgt_vocab_size: the same of the decoder's side, where they are others.
         further: options that whoever loads the weights starts from.
     """
     path = Path(path)
@@ -65,6 +66,7 @@ def make_description(
             }
     known = {
         "vocab_size": vocab_size,
+        "tgt_vocab_size": tgt_vocab_size,
         "labels_num": labels_num if labels is None else len(labels),
         "labels": None if labels is None else list(labels),
         "plugins": list(plugins) or None,
@@ -176,11 +178,9 @@ def check_against_description(
             source = origin(name)
             advice = "" if source is None else f"leave {source} out; "
             problems.append(f"{known}; {advice}it is known from {_known_from(path)}.")
-    own = tgt_own = description.get("tokenizer_fingerprint")
-    if own is None and tokenizer is not None and "tokenizer_path" in description:
-        own = _fingerprint_of(Path(description["tokenizer_path"]), tokenizer)
+    own = tgt_own = _fingerprint(description, "", tokenizer)
     if "tgt_vocab_size" in description:
-        tgt_own = description.get("tgt_tokenizer_fingerprint")
+        tgt_own = _fingerprint(description, "tgt_", tgt_tokenizer)
     elif tgt_tokenizer is tokenizer:
         tgt_tokenizer = None  # one for both sides, as the weights have
     for side, fingerprint, given in (
@@ -200,12 +200,22 @@ def check_against_description(
         raise ConfigError(problems)
 
 
-def _fingerprint_of(directory: Path, tokenizer: Tokenizer) -> str | None:
-    """The tokenizer's own if the one in a Hugging Face directory has the same tokens; None: none is there."""
+def _fingerprint(description: Mapping[str, Any], side: str, tokenizer: Tokenizer | None) -> str | None:
+    """What the description says; of a Hugging Face directory the tokenizer's own, if the one there has the
+    same tokens; None: none is there.
+
+    Args:
+        side: "" or "tgt_", before the names of the decoder's side.
+        tokenizer: the one to compare.
+    """
     from tencentpretrain.tokenizers import load_tokenizer
 
+    known: str | None = description.get(f"{side}tokenizer_fingerprint")
+    directory = description.get(f"{side}tokenizer_path")
+    if known is not None or directory is None or tokenizer is None:
+        return known
     try:
-        theirs = load_tokenizer(directory)
+        theirs = load_tokenizer(directory, "tgt" if side else "src")
     except DataError:
         return None
     common = min(len(theirs.tokens), len(tokenizer.tokens))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import glob
 import json
@@ -16,6 +17,7 @@ from typing import Any
 from tencentpretrain.errors import UserError
 
 _PIDS = 1 << 22  # there are no more process numbers than that
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HELD: set[int] = set()  # handles with a lock, see `_held`
 
 
@@ -42,17 +44,35 @@ def complete_files(*paths: Path) -> Iterator[tuple[Path, ...]]:
     directory = paths[0].parent
     directory.mkdir(parents=True, exist_ok=True)
     temporaries = tuple(path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in paths)
+    with _final_names(dict(zip(temporaries, paths, strict=True))):
+        try:
+            yield temporaries
+            for temporary in temporaries:
+                with temporary.open("rb+") as file:
+                    os.fsync(file.fileno())
+            for temporary, path in zip(temporaries, paths, strict=True):
+                temporary.replace(path)
+            sync_directory(directory)
+        except BaseException:
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def _final_names(finals: Mapping[Path, Path]) -> Iterator[None]:
+    """Let an OSError about a temporary file or directory name what it would have become.
+
+    A full disk names nothing; it is told of the last.
+    """
     try:
-        yield temporaries
-        for temporary in temporaries:
-            with temporary.open("rb+") as file:
-                os.fsync(file.fileno())
-        for temporary, path in zip(temporaries, paths, strict=True):
-            temporary.replace(path)
-        sync_directory(directory)
-    except BaseException:
-        for temporary in temporaries:
-            temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        for temporary, path in finals.items():
+            if error.filename is None and error.errno in _FULL:
+                error.filename = str([*finals.values()][-1])
+            elif Path(str(error.filename)).is_relative_to(temporary):
+                error.filename = str(path / Path(str(error.filename)).relative_to(temporary))
         raise
 
 
@@ -89,11 +109,12 @@ def complete_directory(
     number = os.getpid()
     while _is_in_use(temporary := path.with_name(f".{path.name}.{number}.tmp"), os.getpid()):
         number += _PIDS  # of a process with the same number in another container
-    if earlier != temporary:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir() if earlier is None else earlier.rename(temporary)
-    with _held(temporary):
-        yield from _completed(path, temporary, keep_with)
+    with _final_names({temporary: path}):
+        if earlier != temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir() if earlier is None else earlier.rename(temporary)
+        with _held(temporary):
+            yield from _completed(path, temporary, keep_with)
 
 
 def _completed(path: Path, temporary: Path, keep_with: str | None) -> Iterator[Path]:

@@ -15,7 +15,7 @@ class TokenizerConfig:
     tokenizer: str = option("bert", "Kind of tokenizer.", choices=lambda: TOKENIZERS)
     vocab_path: str | None = option(None, "Vocabulary: one token a line, or GPT-2's JSON.")
     merges_path: str | None = option(None, "Merges of a byte-level BPE vocabulary.")
-    spm_model_path: str | None = option(None, "SentencePiece model; replaces vocab_path.")
+    spm_model_path: str | None = option(None, "SentencePiece model; replaces vocab_path (marian: needs it).")
     do_lower_case: bool = option(True, "Lower-case the text and strip accents (WordPiece).")
     special_tokens_map_path: str | None = option(
         None,
@@ -30,7 +30,9 @@ class TargetTokenizerConfig:
     tgt_tokenizer: str = option("bert", "Kind of tokenizer.", choices=lambda: TOKENIZERS)
     tgt_vocab_path: str | None = option(None, "Vocabulary; default: one tokenizer for both sides.")
     tgt_merges_path: str | None = option(None, "Merges of a byte-level BPE vocabulary.")
-    tgt_spm_model_path: str | None = option(None, "SentencePiece model; replaces tgt_vocab_path.")
+    tgt_spm_model_path: str | None = option(
+        None, "SentencePiece model; replaces tgt_vocab_path (marian: needs it)."
+    )
     tgt_do_lower_case: bool = option(True, "Lower-case the text and strip accents (WordPiece).")
 
     def as_tokenizer_config(self) -> TokenizerConfig | None:

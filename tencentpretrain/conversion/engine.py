@@ -159,6 +159,8 @@ class Family:
         architectures: the parts that a model has, to the name of its class at theirs.
         tokenizer_class: the name of its tokenizer at theirs.
         tokenizer_files: our option that names a vocabulary file, to the file's name at theirs.
+        tgt_tokenizer_files: the same for the decoder's side, where that tokenizer is two; the vocabulary only
+            if it is another.
         tokenizer_options: what tells that tokenizer to do as ours does.
         fixed_tokenizer: the class that AutoTokenizer takes for them, whatever the files say.
         token_ids: their configuration values that are the id of a special token, to its role at ours.
@@ -180,6 +182,7 @@ class Family:
     token_ids: Mapping[str, str]
     model_types: tuple[str, ...] = ()
     fixed_tokenizer: str | None = None
+    tgt_tokenizer_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tokenizer_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     sizes: Mapping[str, str] = dataclasses.field(default_factory=dict)
     unused_positions: int = 0

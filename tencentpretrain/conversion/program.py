@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,14 @@ from torch import Tensor
 
 from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_config, option, options_of
 from tencentpretrain.conversion import huggingface
+from tencentpretrain.conversion.detection import detect
 from tencentpretrain.conversion.engine import Family
 from tencentpretrain.conversion.huggingface import OurModel, TheirModel
+from tencentpretrain.conversion.huggingface.tokenizers import (
+    Tokenizers,
+    load_tokenizers,
+    tokenizer_notes,
+)
 from tencentpretrain.conversion.maps import FAMILIES
 from tencentpretrain.conversion.maps.bert import BERT
 from tencentpretrain.conversion.sentence_transformers import SENTENCES
@@ -30,7 +35,8 @@ from tencentpretrain.errors import ConfigError, DataError, WeightsError, weights
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
 from tencentpretrain.state_dict import WHOLE
-from tencentpretrain.tokenizers import Tokenizer, build_tokenizer, load_tokenizer
+from tencentpretrain.tokenizers import build_tokenizer
+from tencentpretrain.tokenizers.load import has_two_sides
 from tencentpretrain.weights import (
     check_fit,
     layers_of,
@@ -275,22 +281,28 @@ def _describe(model: TheirModel, source: Path, target: Path) -> tuple[dict[str, 
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
     vocab_size = _check_shapes(source, model.tensors, config)
-    tokenizer, why = None, "no tokenizer files"
+    tokenizers, why = Tokenizers(), "no tokenizer files"
     if huggingface.has_tokenizer(home):
         try:
-            tokenizer = load_tokenizer(home)
+            tokenizers = load_tokenizers(home, has_two_sides(home))
         except DataError as error:
             why = str(error)
-    if tokenizer is not None and (surplus := _surplus(tokenizer, model.tensors)) is not None:
-        tokenizer, why = None, surplus
-    said = "configuration and tokenizer" if tokenizer is not None else f"configuration; {why}"
+    if surplus := tokenizers.surplus(model.tensors):
+        tokenizers, why = Tokenizers(), surplus
+    said = "configuration and tokenizer" if tokenizers.source is not None else f"configuration; {why}"
     further = {"family": base.name} | {name: model.values[name] for name in SENTENCES if name in model.values}
     if model.token_ids:
         further["token_ids"] = dict(model.token_ids)
-    if (target_size := tgt_vocab_size(model.tensors)) not in (None, vocab_size):
-        further["tgt_vocab_size"] = target_size
+    target_size = tgt_vocab_size(model.tensors) or vocab_size
     description = make_description(
-        target, config, tokenizer, model.labels, vocab_size=vocab_size, further=further
+        target,
+        config,
+        tokenizers.source,
+        model.labels,
+        vocab_size=vocab_size,
+        tgt_tokenizer=tokenizers.target,
+        tgt_vocab_size=target_size if tokenizers.target is not None or target_size != vocab_size else None,
+        further=further,
     )
     return description, f"{description_path(target)}: {said}"
 
@@ -315,16 +327,17 @@ def _to_huggingface(
     ours = _read_ours(source, description, directory, to_directory, sentences)
     check_layers(source, ours.tensors, config)
     if to_directory:
-        ours = dataclasses.replace(ours, tokenizer=_tokenizer(source, tokenizer_config))
-    if ours.tokenizer is not None and (surplus := _surplus(ours.tokenizer, ours.tensors)) is not None:
-        raise WeightsError(
-            f"{source}: {surplus}; give the tokenizer that the weights were made with (--vocab_path, "
-            "--spm_model_path)."
-        )
+        tokenizers = _tokenizers(source, tokenizer_config)
+        if surplus := tokenizers.surplus(ours.tensors):
+            raise WeightsError(
+                f"{source}: {surplus}; give the tokenizer that the weights were made with (--vocab_path, "
+                "--spm_model_path)."
+            )
+        ours = dataclasses.replace(ours, tokenizer=tokenizers.source, tgt_tokenizer=tokenizers.target)
     with weights_of(source):
         if family is None or parts is None:
             families = FAMILIES if family is None else (family,)
-            family = _detect(ours, families, description.get("family"))
+            family = detect(ours, families, description.get("family"))
         parts = family.parts if parts is None else parts
         ignored, notes = huggingface.write(target, family, ours, parts, directory.max_shard_size * 1e9)
     print(
@@ -336,18 +349,11 @@ def _to_huggingface(
     if ours.config is not None:
         for line in huggingface.departures(family, ours.config):
             print(line)
-    tokenizer = ours.tokenizer
-    if to_directory and tokenizer is None:
-        print("no tokenizer is written: none lies beside the weights (--vocab_path gives one)")
-        if not ours.token_ids:
+    if to_directory:
+        for line in tokenizer_notes(family, tokenizers):
+            print(line)
+        if tokenizers.source is None and not ours.token_ids:
             print(f"not known without a tokenizer, and left at their defaults: {', '.join(family.token_ids)}")
-    elif tokenizer is not None and huggingface.their_tokenizer(family, tokenizer) is None:
-        print(f"no tokenizer is written: none of theirs for {family.name} is like '{tokenizer.kind}'")
-    elif tokenizer is not None and tokenizer.kind == "bpe" and family.fixed_tokenizer is not None:
-        print(
-            f"AutoTokenizer takes {family.fixed_tokenizer} for {family.name}, which splits texts in another "
-            "way; PreTrainedTokenizerFast loads the tokenizer that is written"
-        )
     if verification.verify:
         verify(source, target, ours.config)
 
@@ -389,59 +395,6 @@ def _read_ours(
     )
 
 
-def _detect(ours: OurModel, families: Sequence[Family], came_from: str | None) -> Family:
-    """The family that weights of ours fit, with its head.
-
-    Args:
-        came_from: name of the family that they were converted from, where that is known.
-
-    Raises:
-        WeightsError: none; with what is in the way of the nearest ones, the one they came from first.
-    """
-    fitting = []
-    problems: dict[str, str] = {}
-    for family in families:
-        family = family.with_head_in(ours.tensors, ours=True)
-        try:
-            huggingface.as_theirs(family, ours, family.parts)
-        except WeightsError as error:
-            problems[family.name] = str(error)
-        else:
-            fitting.append(family)
-    if not fitting:
-        nearest = sorted(problems, key=lambda name: (name != came_from, _distance(problems[name])))
-        raise WeightsError(
-            "\n  ".join(["no family fits; the nearest:", *(problems[name] for name in nearest[:3])])
-        )
-    original = [family for family in fitting if family.name == came_from]
-    if original:
-        fitting = original
-    elif (tokenizer := ours.tokenizer) is not None:
-        usual = [
-            family
-            for family in fitting
-            if (huggingface.their_tokenizer(family, tokenizer) or [None])[0] == family.tokenizer_class
-        ]
-        fitting = usual or fitting
-    family = fitting[0]
-    if len(fitting) > 1:
-        others = ", ".join(other.name for other in fitting[1:])
-        print(f"taken as {family.name}; {others} would fit too (--family chooses)")
-    unnamed = family.head == "token_classification" and ours.labels is None
-    if unnamed and len(ours.tensors["output_layer.bias"]) == 2:
-        # One layer of two outputs without names: the first and the last word of an answer.
-        print("taken as question answering, as the two outputs have no labels")
-        base = next(one for one in families if one.name == family.name)
-        return base.with_head("question_answering")
-    return family
-
-
-def _distance(problem: str) -> tuple[bool, int]:
-    """How far a family is: tensors that do not fit are further than options, which a message joins by ';'."""
-    tensors = re.search(r"(\d+) (of \d+ )?tensors", problem)
-    return tensors is not None, int(tensors[1]) if tensors else problem.count(";")
-
-
 def _model_config(source: Path, description: Mapping[str, Any], directory: DirectoryConfig) -> ModelConfig:
     if directory.config_path is not None:
         config = load_config(directory.config_path)
@@ -457,23 +410,15 @@ def _model_config(source: Path, description: Mapping[str, Any], directory: Direc
     return config
 
 
-def _tokenizer(source: Path, config: TokenizerConfig) -> Tokenizer | None:
+def _tokenizers(source: Path, config: TokenizerConfig) -> Tokenizers:
     if config.vocab_path is not None or config.spm_model_path is not None:
-        return build_tokenizer(config)
+        return Tokenizers(build_tokenizer(config))
     description = read_description(source)
     if description is None or "tokenizer_path" not in description:
-        return None
-    return load_tokenizer(
-        source if source.is_dir() and huggingface.is_model_directory(source) else description_path(source)
-    )
-
-
-def _surplus(tokenizer: Tokenizer, tensors: Mapping[str, Tensor]) -> str | None:
-    """What is wrong where ids have no row of the word embedding; more rows than ids are padding."""
-    rows = len(tensors["embedding.word.embedding.weight"])
-    if tokenizer.vocab_size <= rows:
-        return None
-    return f"the tokenizer has {tokenizer.vocab_size} tokens, but the word embedding {rows} rows"
+        return Tokenizers()
+    theirs = source.is_dir() and huggingface.is_model_directory(source)
+    path = source if theirs else description_path(source)
+    return load_tokenizers(path, "tgt_tokenizer_path" in description)
 
 
 def check_layers(source: Path, tensors: Mapping[str, Tensor], config: ConversionConfig) -> None:

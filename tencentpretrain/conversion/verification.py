@@ -76,7 +76,11 @@ def verify(weights: Path, directory: Path, config: ModelConfig | None = None) ->
     ours = build_model(config, len(source), tgt_vocab_size=None if target is None else len(target)).eval()
     load_weights(ours, weights)
     worst = 0.0
-    for what, one, other in _outputs(ours, theirs, tensors):
+    unused = next((one.unused_positions for one in FAMILIES if values["model_type"] in one.known_as), 0)
+    length = min(LENGTH, config.max_seq_length - unused)
+    if length < 1:
+        raise WeightsError(f"`max_seq_length` is {config.max_seq_length}, of which no text has a position.")
+    for what, one, other in _outputs(ours, theirs, tensors, length):
         absolute = (one - other).abs().max().item()
         relative = absolute / max(other.abs().max().item(), 1e-30)
         worst = max(worst, relative)
@@ -87,9 +91,11 @@ def verify(weights: Path, directory: Path, config: ModelConfig | None = None) ->
 
 
 @torch.no_grad()
-def _outputs(ours: Model, theirs: Any, tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """What both give, under a name: the last hidden states where there is text, and logits."""
-    batch, reference = _inputs(ours.config, theirs)
+def _outputs(
+    ours: Model, theirs: Any, tensors: Mapping[str, Tensor], length: int
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """What both give for texts of up to `length` tokens, under a name: the last hidden states, and logits."""
+    batch, reference = _inputs(ours.config, theirs, length)
     output = theirs(**reference, output_hidden_states=True)
     states = output.get("decoder_hidden_states") or output["hidden_states"]
     real = batch.get("decoder_segment_ids", batch["segment_ids"]) > 0
@@ -119,14 +125,11 @@ def _linear(states: Tensor, tensors: Mapping[str, Tensor], name: str) -> Tensor:
     return torch.nn.functional.linear(states, weight, bias)
 
 
-def _inputs(config: ModelConfig, theirs: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _inputs(config: ModelConfig, theirs: Any, length: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Random padded input, as ours and as theirs."""
     generator = torch.Generator().manual_seed(0)
     padding = theirs.config.pad_token_id or 0
     known = inspect.signature(theirs.forward).parameters
-    length = min(LENGTH, config.max_seq_length - 2)
-    if length < 2:
-        raise WeightsError(f"`max_seq_length` is {config.max_seq_length}, too short for --verify.")
     lengths = torch.arange(length, 0, -2)[:ROWS, None]
     # Theirs mixes padding into the Fourier transform.
     real = (torch.arange(length) < lengths) | (config.encoder == "fnet")

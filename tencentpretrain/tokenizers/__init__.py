@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tencentpretrain.tokenizers import (  # noqa: F401  (they register themselves)
     bpe,
+    marian,
     pretrained,
     simple,
     spm,

@@ -53,6 +53,8 @@ class Tokenizer(abc.ABC):
     kind: ClassVar[str]
     # What `files` are called when saved, by option.
     file_names: ClassVar[Mapping[str, str]] = {"vocab_path": "vocab.txt"}
+    # Whether a text to translate, and its translation, begin with [CLS]; else the latter alone, with [PAD].
+    starts_with_cls: ClassVar[bool] = True
 
     pad_id: int | None
     unk_id: int | None

@@ -13,16 +13,19 @@ from tencentpretrain.registry import TOKENIZERS
 from tencentpretrain.tokenizers.base import DESCRIPTION_NAME, Tokenizer
 from tencentpretrain.tokenizers.vocabulary import MAP_NAME, check_parts
 
+MARIAN_FILES = {"src": "source.spm", "tgt": "target.spm"}  # SentencePiece models, by side
+
 
 def build_tokenizer(config: TokenizerConfig) -> Tokenizer:
-    """The tokenizer that the options describe. A SentencePiece model replaces a vocabulary, as published.
+    """The tokenizer that the options describe. A SentencePiece model replaces a vocabulary, as published,
+    but where a tokenizer has both.
 
     Raises:
         ConfigError: no such tokenizer, or it needs a file that no option names.
         DataError: a file that is not what it should be.
     """
     kind = config.tokenizer
-    if config.spm_model_path is not None and kind != "xlmroberta":
+    if config.spm_model_path is not None and kind not in ("xlmroberta", "marian"):
         kind = "sentencepiece"
     tokenizer: Tokenizer = TOKENIZERS[kind](dataclasses.replace(config, tokenizer=kind))
     return tokenizer
@@ -43,7 +46,7 @@ def load_tokenizer(source: str | Path | TokenizerConfig, side: Literal["src", "t
         return build_tokenizer(source)
     path = Path(source)
     if path.is_dir():
-        return _load_saved(path) if (path / DESCRIPTION_NAME).is_file() else _load_huggingface(path)
+        return _load_saved(path) if (path / DESCRIPTION_NAME).is_file() else _load_huggingface(path, side)
     description = path if path.suffix == ".json" else path.with_name(f"{path.name}.json")
     if not description.is_file():
         absent = "" if path.exists() else "no such file or directory; "
@@ -54,7 +57,12 @@ def load_tokenizer(source: str | Path | TokenizerConfig, side: Literal["src", "t
     key = "tgt_tokenizer_path" if side == "tgt" and "tgt_vocab_size" in value else "tokenizer_path"
     if not isinstance(value.get(key), str):
         raise DataError(f"{description} names no tokenizer (key '{key}').")
-    return load_tokenizer(description.parent / value[key])
+    return load_tokenizer(description.parent / value[key], side)
+
+
+def has_two_sides(directory: Path) -> bool:
+    """Whether a Hugging Face directory has a tokenizer for the decoder's side too."""
+    return (directory / MARIAN_FILES["tgt"]).is_file()
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -78,7 +86,7 @@ def _load_saved(directory: Path) -> Tokenizer:
     return tokenizer
 
 
-def _load_huggingface(directory: Path) -> Tokenizer:
+def _load_huggingface(directory: Path, side: str) -> Tokenizer:
     """The tokenizer of a Hugging Face directory: one of ours where it gives the same ids, else as its
     tokenizer.json says.
 
@@ -91,14 +99,17 @@ def _load_huggingface(directory: Path) -> Tokenizer:
     parts = _read_object(directory / "tokenizer.json") if (directory / "tokenizer.json").is_file() else {}
     check_parts(directory / "tokenizer.json", parts)
     try:
-        own = build_tokenizer(_own_options(directory, settings, parts))
+        own = build_tokenizer(_own_options(directory, settings, parts, side))
     except DataError:
         if not parts:
             raise
     else:
-        if not parts and (directory / "added_tokens.json").is_file():
+        added = settings.get("added_tokens_decoder") or {}
+        strange = any(str(own.ids.get(token["content"])) != id for id, token in added.items())
+        if not parts and (strange or (directory / "added_tokens.json").is_file()):
+            where = "tokenizer_config.json" if strange else "added_tokens.json"
             raise DataError(
-                f"{directory}: tokens of added_tokens.json are read from a tokenizer.json only; save the "
+                f"{directory}: tokens of {where} are read from a tokenizer.json only; save the "
                 "tokenizer anew with Transformers."
             )
         if all(own.ids.get(token["content"]) == token["id"] for token in parts.get("added_tokens") or []):
@@ -107,8 +118,13 @@ def _load_huggingface(directory: Path) -> Tokenizer:
     return build_tokenizer(TokenizerConfig("hfpretrained", vocab_path=str(directory / "tokenizer.json")))
 
 
-def _own_options(directory: Path, settings: dict[str, Any], parts: dict[str, Any]) -> TokenizerConfig:
+def _own_options(
+    directory: Path, settings: dict[str, Any], parts: dict[str, Any], side: str
+) -> TokenizerConfig:
     """Options of a tokenizer of ours that gives the same ids; DataError where there is none."""
+    of_marian = any((directory / name).is_file() for name in MARIAN_FILES.values())
+    if of_marian or settings.get("tokenizer_class") == "MarianTokenizer":
+        return _like_marian(directory, settings, side)
     for name in ("sentencepiece.bpe.model", "spiece.model", "tokenizer.model"):
         if (directory / name).is_file():
             kind = "xlmroberta" if name == "sentencepiece.bpe.model" else "sentencepiece"
@@ -129,6 +145,19 @@ def _own_options(directory: Path, settings: dict[str, Any], parts: dict[str, Any
         f"{directory}: no tokenizer in it (vocab.txt, vocab.json and merges.txt, tokenizer.json, "
         "sentencepiece.bpe.model, spiece.model or tokenizer.model)."
     )
+
+
+def _like_marian(directory: Path, settings: dict[str, Any], side: str) -> TokenizerConfig:
+    separate = bool(settings.get("separate_vocabs"))
+    needed = [*MARIAN_FILES.values(), "vocab.json", *["target_vocab.json"] * separate]
+    if missing := [name for name in needed if not (directory / name).is_file()]:
+        raise DataError(
+            f"{directory}: a MarianTokenizer consists of {', '.join(needed)}; {', '.join(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} missing, copy them from where the model is from."
+        )
+    vocabulary = "target_vocab.json" if separate and side == "tgt" else "vocab.json"
+    spm_model_path = str(directory / MARIAN_FILES[side])
+    return TokenizerConfig("marian", spm_model_path=spm_model_path, vocab_path=str(directory / vocabulary))
 
 
 def _like_gpt2(directory: Path, settings: dict[str, Any], parts: dict[str, Any]) -> TokenizerConfig:

@@ -36,14 +36,15 @@ class SentencePieceTokenizer(Tokenizer):
     def __init__(self, config: TokenizerConfig) -> None:
         import sentencepiece
 
-        path = required_path(config, "spm_model_path")
+        self.files = {option: required_path(config, option) for option in self.file_names}
+        path = self.files["spm_model_path"]
         self._content = read_bytes(path, "a SentencePiece model")
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=self._content)
         except RuntimeError:
             raise DataError(f"{path} is damaged or no SentencePiece model.") from None
         self._pieces = [self._model.id_to_piece(id) for id in range(self._model.vocab_size())]
-        super().__init__(config, self._token_list(), {"spm_model_path": path})
+        super().__init__(config, self._token_list(), self.files)
 
     def _token_list(self) -> list[str]:
         return self._pieces

@@ -176,6 +176,7 @@ def make_checkpoints(settings: Settings, precision: str) -> Checkpoints:
             labels_num=settings.labels_num,
             vocab_size=settings.vocab_sizes[0],
             tgt_tokenizer=tgt_tokenizer,
+            tgt_vocab_size=None if tgt_tokenizer is None else settings.vocab_sizes[1],
             further=None if settings.family is None else {"family": settings.family},
         )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from marian_files import SENTENCES, TRANSLATIONS, marian_tokenizer
 
 from tencentpretrain.conversion import sentence_transformers
 
@@ -61,6 +62,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "corpus.txt": corpus, "corpora/corpus.txt": corpus,
         **{f"{name}.tsv": "\n".join(["label\ttext_a", *rows]) + "\n" for name in ("train", "dev", "test")},
         "sentences.txt": "\n".join(sentences) + "\n", "words_in_context.tsv": f"word2\t{sentences[0]}\n",
+        "pairs.tsv": "\n".join(map("\t".join, zip(SENTENCES, TRANSLATIONS, strict=True))) + "\n",
         "words.txt": "word2\n", "candidates.txt": "word7\nword8\n",
     }.items():  # fmt: skip
         (place / path).write_text(text, encoding="utf-8")
@@ -84,6 +86,14 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=1, intermediate_size=16,
     )  # fmt: skip
     transformers.Qwen2ForCausalLM(qwen).save_pretrained(place / "Qwen2-7B")
+    marian_tokenizer(place / "opus-mt-en-zh")
+    tokens = json.loads((place / "opus-mt-en-zh" / "vocab.json").read_text(encoding="utf-8"))
+    marian = transformers.MarianConfig(
+        vocab_size=len(tokens), d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16,
+        decoder_ffn_dim=16, encoder_attention_heads=2, decoder_attention_heads=2, scale_embedding=True,
+        pad_token_id=2, eos_token_id=0, decoder_start_token_id=2, forced_eos_token_id=0,
+    )  # fmt: skip
+    transformers.MarianMTModel(marian).save_pretrained(place / "opus-mt-en-zh")
     return place
 
 

@@ -16,6 +16,7 @@ from tencentpretrain import build_model, load_config
 from tencentpretrain.config import ModelConfig, options_of
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.huggingface import writing
 from tencentpretrain.conversion.maps import BERT, FAMILIES, families_of
 from tencentpretrain.conversion.program import from_huggingface
 from tencentpretrain.errors import ConfigError, WeightsError
@@ -81,7 +82,7 @@ def test_every_option_that_shapes_the_network_is_decided(family: Family) -> None
     """Changed, it is refused, where no setting carries it; options that matter not are not."""
     config = _of(family)
     parts = next(iter(family.types.values()))
-    assert not list(huggingface._misfits(family, config, parts))
+    assert not list(writing.misfits(family, config, parts))
     mapped = {name for setting in family.settings for name in setting.options}
     others = {
         "has_residual_attention": True, "alibi_position_embedding": True, "has_qk_norm": True,
@@ -117,7 +118,7 @@ def _misfits(family: Family, config: ModelConfig, parts: Any, **changes: Any) ->
     values = {name: getattr(config, name) for name in options_of(ModelConfig)}
     for name, value in (values | changes).items():
         object.__setattr__(changed, name, value)
-    return list(huggingface._misfits(family, changed, parts))
+    return list(writing.misfits(family, changed, parts))
 
 
 def test_every_problem_is_told(run_convert, tmp_path: Path) -> None:
@@ -244,8 +245,18 @@ def test_nothing_but_its_own_work_is_replaced(run_convert, tmp_path: Path, kept:
             },
             "not a gpt2 model.*: 1 of .* such as target.lm.output_layer.bias",
         ),
-        # Nothing of theirs, whatever it lacks.
-        ({**SIZES, "embedding": ("word",), "encoder": "bilstm", "target": ("cls",)}, "have no place"),
+        # Nothing of theirs.
+        (
+            {**SIZES, "embedding": ("word",), "encoder": "bilstm", "target": ("cls",)},
+            r"ours\.bin: `encoder` is bilstm, which no family .* \(theirs: transformer, fnet\); only the",
+        ),
+        (
+            {
+                **SIZES, "embedding": ("word",), "decoder": "lstm", "tgt_embedding": ("word",),
+                "target": ("lm",),
+            },
+            r"`decoder` is lstm, which no family .* \(theirs: transformer\); only the programs",
+        ),
     ],
 )  # fmt: skip
 def test_what_keeps_from_the_nearest_family(
@@ -260,7 +271,10 @@ def test_what_keeps_from_the_nearest_family(
 
 @pytest.mark.parametrize(
     ("came_from", "named"),
-    [(None, ["bert", "roberta", "xlm-roberta"]), ("albert", ["albert", "bert", "roberta"])],
+    [
+        (None, ["bert or roberta or xlm-roberta"]),
+        ("albert", ["albert", "bert or roberta or xlm-roberta"]),
+    ],
 )
 def test_the_nearest_families_are_named(
     run_convert, tmp_path: Path, came_from: str | None, named: list[str]
@@ -272,8 +286,15 @@ def test_the_nearest_families_are_named(
     with pytest.raises(WeightsError) as caught:
         run_convert("huggingface", source, tmp_path / "theirs")
     assert "no family fits; the nearest:" in str(caught.value)
-    assert re.findall(r"not a (?:complete )?(\S+) model", str(caught.value)) == named
+    assert re.findall(r"not a (?:complete )?(.+?) model", str(caught.value)) == named
     assert "`has_residual_attention` is True, only False is possible" in str(caught.value)
+
+
+def test_a_family_without_decoder_says_what_it_has_no_place_for(run_convert, tmp_path: Path) -> None:
+    decoder = {"decoder": "transformer", "tgt_embedding": ("word",), "target": ("lm",)}
+    source = ours(tmp_path / "ours.bin", **SIZES, embedding=("word",), **decoder)
+    with pytest.raises(WeightsError, match=r"not a bert model, .* have no place"):
+        run_convert("huggingface", source, tmp_path / "theirs", "--family", "bert")
 
 
 def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:
@@ -287,6 +308,20 @@ def test_messages_name_the_path(run_convert, tmp_path: Path) -> None:
         WeightsError, match=r"theirs/config\.json: `num_attention_heads` must divide `hidden_s"
     ):
         run_convert("tencentpretrain", tmp_path / "theirs", tmp_path / "ours.bin")
+
+
+@pytest.mark.parametrize(("kind", "positions"), [("Bert", 2), ("Bert", 1), ("Roberta", 3)])
+def test_verify_of_few_positions(run_convert, tmp_path: Path, kind: str, positions: int) -> None:
+    """Of RoBERTa's positions no text has the first two."""
+    import transformers
+
+    sizes = {"vocab_size": 9, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 12, "max_position_embeddings": positions}
+    model = getattr(transformers, f"{kind}ForMaskedLM")(getattr(transformers, f"{kind}Config")(**sizes))
+    model.save_pretrained(tmp_path / "theirs")
+    for to, *paths in (("tencentpretrain", "theirs", "ours.bin"), ("huggingface", "ours.bin", "back")):
+        said = run_convert(to, *(tmp_path / path for path in paths), "--verify")
+        assert "logits of mlm: largest difference" in said
 
 
 def test_verify_without_transformers_or_a_directory(run_convert, tmp_path: Path, monkeypatch) -> None:

@@ -22,6 +22,7 @@ class PlainTokenizer:
     kind = "plain"
     fingerprint = "plain"
     pad_id = PAD
+    starts_with_cls = True
 
     def __init__(self, vocab_size: int = 1000, mask: bool = True, one_separator: bool = False) -> None:
         self.vocab_size = vocab_size

@@ -450,10 +450,17 @@ def test_documents_of_two_texts(
             assert segments.tolist() == [1] * len(prompt) + [2] * len(answer) + [0] * len(padding)
             ignored = [IGNORED] * (len(prompt) - 1), [IGNORED] * (len(padding) + 1)
             assert labels.tolist() == [*ignored[0], *answer, *ignored[1]]
-    rows = build(make("mt", store, seq_length=width, tgt_seq_length=tgt)) if tgt <= width else None
-    if rows is not None:
-        assert sources(rows) == [[CLS, *first[: width - 2], SEP] for first, _ in documents]
-        assert targets(rows) == [[CLS, *second, SEP][: tgt + 1] for _, second in documents]
+    if tgt > width:
+        return
+    processor = make("mt", store, seq_length=width, tgt_seq_length=tgt)
+    rows = build(processor)
+    assert sources(rows) == [[CLS, *first[: width - 2], SEP] for first, _ in documents]
+    assert targets(rows) == [[CLS, *second, SEP][: tgt + 1] for _, second in documents]
+    tokenizer: Any = processor.tokenizer
+    tokenizer.starts_with_cls, tokenizer.roles["pad"] = False, CLS  # which `build` tells from padding
+    rows = build(processor)
+    assert sources(rows) == [[*first[: width - 1], SEP] for first, _ in documents]
+    assert targets(rows) == [[CLS, *second, SEP][: tgt + 1] for _, second in documents]
 
 
 def test_cls_mlm(tmp_path: Path) -> None:

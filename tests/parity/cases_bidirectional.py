@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from cases_seq2seq import t5
 from reference import Case, Shape, randomised
 
 from tencentpretrain.state_dict import StateDict
@@ -55,6 +56,7 @@ CASES = [
         "encoder",
         PADDING,
     ),
+    Case("bert-nsp", "bert", lambda: model("BertForNextSentencePrediction", "Bert"), "encoder", PADDING),
     Case(
         "roberta",
         "roberta",
@@ -89,6 +91,14 @@ CASES = [
         ),
         "encoder",
         PADDING,
+    ),
+    *(
+        Case(name, name, t5(kind, **changes), "encoder")
+        for name, kind, changes in (
+            ("t5-encoder", "T5EncoderModel", {}),
+            ("t5-v1_1-encoder", "T5EncoderModel", {"feed_forward_proj": "gated-gelu"}),
+            ("mt5-encoder", "MT5EncoderModel", {}),
+        )
     ),
     # Theirs mixes padding in, which ours does where it is a segment: see tests/model/test_convolution.py.
     *(

@@ -49,7 +49,7 @@ def t5(
     kind: str, seed: int = 11, scaled: bool = True, tied: bool = True, **changes: Any
 ) -> Callable[[], Any]:
     def make() -> Any:
-        family = kind.removesuffix("ForConditionalGeneration")
+        family = kind.removesuffix("ForConditionalGeneration").removesuffix("EncoderModel")
         config = getattr(transformers, f"{family}Config")(**T5_SIZES | changes)
         if family == "T5":
             config.scale_decoder_outputs = scaled

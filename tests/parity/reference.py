@@ -129,7 +129,11 @@ def their_logits(output: Any) -> dict[str, Tensor]:
         "seq_relationship_logits": "sp",
         "sop_logits": "sp",
     }
-    return {target: output[name] for name, ours in names.items() if name in output for target in ours.split()}
+    found = {
+        target: output[name] for name, ours in names.items() if name in output for target in ours.split()
+    }
+    # A head for pairs of sentences alone calls its logits [B, 2] like those of tokens.
+    return {"sp": logits} if (logits := output.get("logits")) is not None and logits.ndim == 2 else found
 
 
 def their_states(model: Any, inputs: dict[str, Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -12,6 +12,7 @@ import torch
 from toys import toy_rows, write_table
 
 from tencentpretrain.config import load_config
+from tencentpretrain.conversion.program import convert
 from tencentpretrain.description import write_description
 from tencentpretrain.errors import ConfigError, DataError, UserError, WeightsError
 from tencentpretrain.model import build_model
@@ -84,6 +85,47 @@ def test_what_lies_beside_the_weights_suffices_to_infer(trained: Path, toy: Path
     )
     assert predictions[0] == ["label"]
     assert np.mean([row[0] == label for row, (label, _) in zip(predictions[1:], rows, strict=True)]) > 0.97
+
+
+def test_from_a_directory_of_transformers_and_back(
+    arguments: Arguments, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """XLM-R's tensors are RoBERTa's too: which of them it was is known to the end."""
+    import transformers
+
+    words = (toy / "vocab.txt").read_text(encoding="utf-8").split()
+    words[:2] = words[1::-1]  # [PAD] is 1, as these models have it
+    torch.manual_seed(0)
+    theirs = transformers.XLMRobertaForMaskedLM(
+        transformers.XLMRobertaConfig(
+            vocab_size=len(words), hidden_size=16, intermediate_size=32, num_hidden_layers=1,
+            num_attention_heads=2, max_position_embeddings=34, type_vocab_size=1, initializer_range=0.3,
+        )
+    )  # fmt: skip
+    theirs.save_pretrained(tmp_path / "theirs")
+    (tmp_path / "theirs" / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    model = train(
+        arguments(
+            pretrained_model_path=tmp_path / "theirs", vocab_path=None, config_path=None, pooling=None,
+            epochs_num=4,
+        )
+    )  # fmt: skip
+    assert max(record["eval_accuracy"] for record in records(model, "eval_accuracy")) > 0.9
+    description = json.loads((tmp_path / "model.bin.json").read_text(encoding="utf-8"))
+    assert description["family"] == "xlm-roberta"
+
+    paths = ["--input_model_path", str(model), "--output_model_path", str(tmp_path / "back")]
+    monkeypatch.setattr("sys.argv", ["convert", "--to", "huggingface", *paths])
+    convert()
+    loaded = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "back").eval()
+    assert type(loaded) is transformers.XLMRobertaForSequenceClassification
+    rows = toy_rows(20, seed=5)
+    predicted = predict(model, write_table(tmp_path / "in.tsv", ["text_a"], [[row[1]] for row in rows]))
+    tokenizer = load_tokenizer(model)
+    for (label,), (_, text) in zip(predicted[1:], rows, strict=True):
+        ids = [tokenizer.require("cls"), *tokenizer.encode(text), tokenizer.require("sep")]
+        logits = loaded(torch.tensor([ids])).logits[0]
+        assert loaded.config.id2label[int(logits.argmax())] == label
 
 
 def test_predictions_are_the_models_whatever_the_batches(trained: Path, toy: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 import tokenizers
+from marian_files import marian_tokenizer
 from texts import TEXTS
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -23,6 +24,7 @@ class Vocabularies:
     fairseq: Path  # SentencePiece model with fairseq's special pieces first
     spm: Path  # SentencePiece model with BERT's special pieces
     json: Path  # tokenizer.json of a unigram model
+    marian: Path  # directory with the files of a MarianTokenizer
 
 
 @pytest.fixture(scope="session")
@@ -82,4 +84,5 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Vocabularies:
         root / "fairseq" / "sentencepiece.bpe.model",
         root / "spm" / "sentencepiece.bpe.model",
         root / "json" / "tokenizer.json",
+        marian_tokenizer(root / "marian"),
     )

@@ -28,12 +28,16 @@ def write(path: Path, tokens: list[str]) -> str:
 def configs(vocabularies: Any) -> dict[str, TokenizerConfig]:
     bert, spm = str(vocabularies.bert), str(vocabularies.spm)
     merges = str(vocabularies.gpt2 / "merges.txt")
+    marian = {"spm_model_path": "source.spm", "vocab_path": "vocab.json"}
     return {
         "bert": TokenizerConfig(vocab_path=bert),
         "bpe": TokenizerConfig("bpe", vocab_path=str(vocabularies.gpt2 / "vocab.json"), merges_path=merges),
         "hfpretrained": TokenizerConfig("hfpretrained", vocab_path=str(vocabularies.json)),
         "char": TokenizerConfig("char", vocab_path=bert),
         "space": TokenizerConfig("space", vocab_path=bert),
+        "marian": TokenizerConfig(
+            "marian", **{option: str(vocabularies.marian / name) for option, name in marian.items()}
+        ),
         "sentencepiece": TokenizerConfig("sentencepiece", spm_model_path=spm),
         "xlmroberta": TokenizerConfig("xlmroberta", spm_model_path=str(vocabularies.fairseq)),
     }

@@ -49,7 +49,8 @@ MARIAN = Family(
     types={"marian": ("lm",)},
     architectures={("lm",): "MarianMTModel", (): "MarianModel"},
     tokenizer_class="MarianTokenizer",
-    tokenizer_files={"spm_model_path": "source.spm"},
+    tokenizer_files={"spm_model_path": "source.spm", "vocab_path": "vocab.json"},
+    tgt_tokenizer_files={"spm_model_path": "target.spm", "vocab_path": "target_vocab.json"},
     token_ids={
         "pad_token_id": "pad",
         "eos_token_id": "sep",

@@ -142,6 +142,8 @@ class LlmSftProcessor(PrefixLmProcessor):
 class MtProcessor(TextsProcessor):
     """Translation, or any text from another one (Sutskever et al. 2014): source and target are each
     [CLS] text [SEP]. A source that is too long loses the end of its text, a target its end with [SEP].
+
+    With a tokenizer of models that have it so (Marian), they are text [SEP] and [PAD] text [SEP].
     """
 
     name = "mt"
@@ -156,16 +158,26 @@ class MtProcessor(TextsProcessor):
         self._tgt_tokenizer = store.tgt_tokenizer if "tgt_tokenizer" in store.meta else tokenizer
         self.check(config, self._tgt_tokenizer)
 
+    @classmethod
+    def check(cls, config: DataConfig, tokenizer: Tokenizer) -> None:
+        super().check(config, tokenizer)
+        if not tokenizer.starts_with_cls:
+            tokenizer.require("pad")
+
     def build(self, keys: Ints, epochs: Ints) -> Arrays:
         (start, first), (border, second) = self.texts(keys)
         width, tgt_width = self.config.seq_length, self.config.tgt_seq_length + 1
-        source = self._framed(start, np.minimum(first, width - 2), width, self.tokenizer)
+        bare = int(not self.tokenizer.starts_with_cls)  # the first column goes
+        fitted = np.minimum(first, width + bare - 2)
+        source, used = self._framed(start, fitted, width + bare, self.tokenizer)
         target = self._framed(border, second, tgt_width, self._tgt_tokenizer)
-        return seq2seq_rows(*source, *target, self.pad_id, self._tgt_tokenizer.pad_id or 0)
+        tgt_pad_id = self._tgt_tokenizer.pad_id or 0
+        return seq2seq_rows(source[:, bare:], used[:, bare:], *target, self.pad_id, tgt_pad_id)
 
     def _framed(self, start: Ints, length: Ints, width: int, tokenizer: Tokenizer) -> tuple[Ints, Bools]:
         columns = np.arange(width - 1)
         tokens = np.zeros((start.size, width - 1), np.int64)
         inside = columns < length[:, None]
         tokens[inside] = self.store.tokens_at((start[:, None] + columns)[inside])
-        return framed(tokens, length, width, tokenizer.require("cls"), tokenizer.require("sep"))
+        begin = tokenizer.require("cls" if tokenizer.starts_with_cls else "pad")
+        return framed(tokens, length, width, begin, tokenizer.require("sep"))
