@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.huggingface import OurModel, as_theirs
 from tencentpretrain.conversion.huggingface.common import OPTIONS
 from tencentpretrain.conversion.huggingface.tokenizers import their_tokenizer

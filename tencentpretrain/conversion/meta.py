@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tencentpretrain.conversion.engine import Rule, Setting, Shared, to_ours
+from tencentpretrain.conversion.engine import to_ours
+from tencentpretrain.conversion.family import Rule, Setting, Shared
 from tencentpretrain.conversion.huggingface import TheirModel, our_values
 from tencentpretrain.conversion.maps.llama import LLAMA
 from tencentpretrain.conversion.steps import Values

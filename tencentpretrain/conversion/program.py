@@ -13,7 +13,7 @@ from torch import Tensor
 from tencentpretrain.config import ModelConfig, Options, TokenizerConfig, load_config, option, options_of
 from tencentpretrain.conversion import huggingface
 from tencentpretrain.conversion.detection import detect
-from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.huggingface import OurModel, TheirModel
 from tencentpretrain.conversion.huggingface.tokenizers import (
     Tokenizers,

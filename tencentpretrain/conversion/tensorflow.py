@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.config import Options, option
-from tencentpretrain.conversion.engine import Family, is_tied, to_ours, to_theirs, without_copies
+from tencentpretrain.conversion.engine import is_tied, to_ours, to_theirs, without_copies
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.huggingface import TheirModel, our_values
 from tencentpretrain.conversion.program import (
     ConversionConfig,

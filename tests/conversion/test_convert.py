@@ -15,7 +15,7 @@ from tiny_models import tiny_bert
 from tencentpretrain import build_model, load_config
 from tencentpretrain.config import ModelConfig, options_of
 from tencentpretrain.conversion import huggingface
-from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.huggingface import writing
 from tencentpretrain.conversion.maps import BERT, FAMILIES, families_of
 from tencentpretrain.conversion.program import from_huggingface

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tencentpretrain import build_model, load_config, load_weights
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.conversion.engine import Family, to_ours, to_theirs, without_copies
+from tencentpretrain.conversion.engine import to_ours, to_theirs, without_copies
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.maps.albert import ALBERT
 from tencentpretrain.conversion.maps.bert import BERT
 from tencentpretrain.conversion.maps.original import ORIGINAL_ALBERT, ORIGINAL_BERT

@@ -14,7 +14,8 @@ from tiny_models import SIZES
 
 from tencentpretrain import encode, load_tokenizer, load_weights
 from tencentpretrain.conversion import huggingface
-from tencentpretrain.conversion.engine import Family, to_ours, to_theirs
+from tencentpretrain.conversion.engine import to_ours, to_theirs
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.huggingface import OurModel
 from tencentpretrain.conversion.maps import ROBERTA, XLM_ROBERTA
 from tencentpretrain.conversion.program import from_huggingface, to_huggingface

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from tencentpretrain.batch import IGNORED
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.conversion.engine import Family, to_theirs
+from tencentpretrain.conversion.engine import to_theirs
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.maps import FAMILIES
 from tencentpretrain.model import Model
 from tencentpretrain.state_dict import StateDict

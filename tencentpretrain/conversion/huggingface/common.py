@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from tencentpretrain.config import ModelConfig, options_of
-from tencentpretrain.conversion.engine import Family, is_tied
+from tencentpretrain.conversion.engine import is_tied
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.description import TRAINING_ONLY
 from tencentpretrain.state_dict import renamed
 

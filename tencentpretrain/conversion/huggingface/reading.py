@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tencentpretrain.config import ModelConfig, Option
 from tencentpretrain.conversion import sentence_transformers
-from tencentpretrain.conversion.engine import Family, to_ours
+from tencentpretrain.conversion.engine import to_ours
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.huggingface.common import (
     CONFIG,
     HEADS_WITH_LABELS,

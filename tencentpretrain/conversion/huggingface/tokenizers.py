@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.files import write_json
 from tencentpretrain.tokenizers import Tokenizer, load_tokenizer
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.conversion import sentence_transformers
-from tencentpretrain.conversion.engine import Conversion, Family, to_theirs, without_copies
+from tencentpretrain.conversion.engine import Conversion, to_theirs, without_copies
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.huggingface.common import (
     CONDITIONAL,
     CONFIG,

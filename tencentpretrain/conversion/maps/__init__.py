@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tencentpretrain.conversion.engine import Family
+from tencentpretrain.conversion.family import Family
 from tencentpretrain.conversion.maps.albert import ALBERT
 from tencentpretrain.conversion.maps.bart import BART, PEGASUS
 from tencentpretrain.conversion.maps.bert import BERT

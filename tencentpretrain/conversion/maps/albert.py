@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.family import Family, Rule, Setting, Shared
 from tencentpretrain.conversion.maps.bert import ACTIVATIONS, heads, linear, norm
 from tencentpretrain.conversion.steps import PadRows
 

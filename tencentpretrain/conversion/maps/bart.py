@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.family import Family, Rule, Setting, Shared
 from tencentpretrain.conversion.maps.bert import ACTIVATIONS, linear, norm
 from tencentpretrain.conversion.steps import Flatten, PadRows, Values
 from tencentpretrain.errors import WeightsError

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tencentpretrain.conversion.engine import Family, Head, Rule, Setting, Shared
+from tencentpretrain.conversion.family import Family, Head, Rule, Setting, Shared
 from tencentpretrain.conversion.steps import PadRows
 
 ACTIVATIONS = {

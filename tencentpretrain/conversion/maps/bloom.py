@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.family import Family, Rule, Setting, Shared
 from tencentpretrain.conversion.maps.bert import linear, norm
 from tencentpretrain.conversion.steps import SplitHeads, Values
 from tencentpretrain.errors import WeightsError

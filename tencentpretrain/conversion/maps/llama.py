@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.family import Family, Rule, Setting, Shared
 from tencentpretrain.conversion.maps.bert import ACTIVATIONS
 from tencentpretrain.conversion.steps import RotaryPairs, Values
 from tencentpretrain.errors import WeightsError

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from tencentpretrain.conversion.engine import Family, Setting
+from tencentpretrain.conversion.family import Family, Setting
 from tencentpretrain.conversion.maps.bart import (
     IGNORED,
     POSITIONS,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.family import Family, Rule, Setting, Shared
 from tencentpretrain.conversion.maps.albert import ALBERT
 from tencentpretrain.conversion.maps.bert import BERT
 from tencentpretrain.conversion.steps import PadRows, Transpose

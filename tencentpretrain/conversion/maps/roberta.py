@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.family import Family, Rule, Setting, Shared
 from tencentpretrain.conversion.maps.bert import SIZES, SPELLINGS, heads, layers, linear, norm
 from tencentpretrain.conversion.steps import OneSegment, RollRows
 

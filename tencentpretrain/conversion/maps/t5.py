@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from tencentpretrain.conversion.engine import Family, Rule, Setting, Shared
+from tencentpretrain.conversion.family import Family, Rule, Setting, Shared
 from tencentpretrain.conversion.maps.bert import ACTIVATIONS
 
 _BIAS = "relative_attention_bias.weight"
