@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,13 +29,14 @@ def average_models(config: AverageConfig) -> str:
         ConfigError: they were made with different options or tokenizers.
     """
     from tencentpretrain.description import (
+        carried,
         check_against_description,
         complete_weights,
         described_config,
         read_description,
     )
     from tencentpretrain.errors import ConfigError, WeightsError
-    from tencentpretrain.files import check_not_input, complete_directory
+    from tencentpretrain.files import check_not_input
     from tencentpretrain.state_dict import LazyTensors, in_words, origin, write_tensors
     from tencentpretrain.weights import open_weights, publish_undescribed
 
@@ -88,12 +88,6 @@ def average_models(config: AverageConfig) -> str:
     if not description:
         lines += publish_undescribed(means, output)
     else:
-        for key in ("tokenizer_path", "tgt_tokenizer_path"):
-            if key in description:
-                own = output.with_name(f"{output.name}.{key.removesuffix('_path')}")
-                with complete_directory(own) as temporary:
-                    shutil.copytree(paths[0].parent / description[key], temporary, dirs_exist_ok=True)
-                description[key] = own.name
-        with complete_weights(output, description) as beside:
+        with complete_weights(output, carried(description, paths[0], output)) as beside:
             write_tensors(means, beside, output)
     return "\n".join(lines)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from pathlib import Path
 
 from tencentpretrain.config.options import option
@@ -27,7 +26,7 @@ def convert_into_blocks(config: BlocksConfig) -> str:
     Raises:
         UserError: the weights cannot be read, or the output is what is read.
     """
-    from tencentpretrain.description import description_path
+    from tencentpretrain.description import carried, description_path
     from tencentpretrain.files import check_not_input, complete_directory, read_json, write_json
     from tencentpretrain.state_dict import origin, read_tensors, renamed, save_weights
 
@@ -57,12 +56,5 @@ def convert_into_blocks(config: BlocksConfig) -> str:
         content = {"metadata": {"total_size": total}, "weight_map": index}
         write_json(temporary / "tencentpretrain_model.bin.index.json", content)
     if description_path(source).is_file():
-        description = read_json(description_path(source))
-        for key in ("tokenizer_path", "tgt_tokenizer_path"):
-            if key in description:
-                own = target.with_name(f"{target.name}.{key.removesuffix('_path')}")
-                with complete_directory(own) as temporary:
-                    shutil.copytree(source.parent / description[key], temporary, dirs_exist_ok=True)
-                description[key] = own.name
-        write_json(description_path(target), description)
+        write_json(description_path(target), carried(read_json(description_path(source)), source, target))
     return f"{target}: {len(blocks)} blocks, {total / 1e9:.2f} GB"

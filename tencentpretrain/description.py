@@ -57,13 +57,7 @@ def make_description(
     value = as_json(config)
     for prefix, one in (("", tokenizer), ("tgt_", tgt_tokenizer)):
         if one is not None:
-            value |= {
-                f"{prefix}tokenizer": one.kind,
-                f"{prefix}tokenizer_path": _save_tokenizer(path, f"{prefix}tokenizer", one).name,
-                f"{prefix}tokenizer_fingerprint": one.fingerprint,
-                f"{prefix}special_tokens": dict(one.special_tokens),
-                f"{prefix}vocab_size": one.vocab_size,
-            }
+            value |= _describe_tokenizer(path, prefix, one)
     known = {
         "vocab_size": vocab_size,
         "tgt_vocab_size": tgt_vocab_size,
@@ -73,6 +67,28 @@ def make_description(
     }
     value |= {name: entry for name, entry in known.items() if entry is not None}
     return value | dict(further or {})
+
+
+def _describe_tokenizer(path: Path, prefix: str, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        f"{prefix}tokenizer": tokenizer.kind,
+        f"{prefix}tokenizer_path": _save_tokenizer(path, f"{prefix}tokenizer", tokenizer).name,
+        f"{prefix}tokenizer_fingerprint": tokenizer.fingerprint,
+        f"{prefix}special_tokens": dict(tokenizer.special_tokens),
+        f"{prefix}vocab_size": tokenizer.vocab_size,
+    }
+
+
+def carried(description: Mapping[str, Any], source: Path, path: Path) -> dict[str, Any]:
+    """The description of the weights at `source` for weights at `path`, with tokenizers beside them."""
+    from tencentpretrain.tokenizers import load_tokenizer
+
+    value = dict(description)
+    for prefix in ("", "tgt_"):
+        if directory := value.pop(f"{prefix}tokenizer_path", None):
+            tokenizer = load_tokenizer(source.parent / directory, "tgt" if prefix else "src")
+            value = _describe_tokenizer(path, prefix, tokenizer) | value
+    return value
 
 
 def write_description(path: str | Path, *arguments: Any, **keywords: Any) -> None:

@@ -13,7 +13,7 @@ from tencentpretrain.average import AverageConfig, average_models
 from tencentpretrain.config import ModelConfig, TokenizerConfig
 from tencentpretrain.description import described_config, make_description, read_description
 from tencentpretrain.errors import ConfigError, UserError
-from tencentpretrain.tokenizers import build_tokenizer
+from tencentpretrain.tokenizers import build_tokenizer, load_tokenizer
 from tencentpretrain.weights import publish_weights
 
 CONFIG = ModelConfig(
@@ -85,3 +85,22 @@ def test_files_of_other_toolkits(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="n holds whole numbers that differ"):
         average(tmp_path / "mean2.bin", tmp_path / "1.bin", tmp_path / "other.bin")
     assert json.dumps(sorted(path.name for path in tmp_path.glob("*mean2*"))) == "[]"
+
+
+def test_directories_of_transformers(tmp_path: Path) -> None:
+    """Their tokenizer is written beside the mean, and nothing else of them."""
+    transformers = pytest.importorskip("transformers")
+    for name in ("one", "other"):
+        directory = tmp_path / name
+        config = transformers.BertConfig(
+            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+        )
+        transformers.BertForMaskedLM(config).save_pretrained(directory)
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
+        (directory / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    average(tmp_path / "mean.bin", tmp_path / "one", tmp_path / "other")
+    carried = tmp_path / "mean.bin.tokenizer"
+    assert not list(carried.rglob("*.safetensors"))
+    assert load_tokenizer(tmp_path / "mean.bin").encode("b d") == load_tokenizer(tmp_path / "one").encode(
+        "b d"
+    )
