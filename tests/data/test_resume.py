@@ -7,6 +7,7 @@ import gzip
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -97,8 +98,11 @@ def test_interrupted_at_every_block(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store", "whole"]
 
 
+@pytest.mark.parametrize("kills_num", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("processes_num", [1, 2])
-def test_killed_at_random_moments(processes_num: int, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_killed_at_random_moments(
+    processes_num: int, kills_num: int, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     corpus(tmp_path / "corpus", 400)
     config = config_for(tmp_path, dedup="exact", processes_num=processes_num)
 
@@ -111,8 +115,8 @@ def test_killed_at_random_moments(processes_num: int, tokenizer: Tokenizer, tmp_
     duration = time.monotonic() - start
     context = multiprocessing.get_context("fork")
     generator = random.Random(processes_num)
-    positions = [0]
-    for _ in range(10):
+    positions, furthest = [0], 0
+    while kills_num:
         process = context.Process(target=run, args=(config,))
         process.start()
         process.join(generator.uniform(0, duration / 3))
@@ -120,13 +124,18 @@ def test_killed_at_random_moments(processes_num: int, tokenizer: Tokenizer, tmp_
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             process.join()
+            kills_num -= 1
         if Path(config.dataset_path).exists():
-            break
+            if process.exitcode == 0:
+                assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+            shutil.rmtree(config.dataset_path)
+            positions = [0]
         positions += progress_in(tmp_path)
+        assert positions == sorted(positions)
+        furthest = max(furthest, positions[-1])
     run(config)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
-    assert positions == sorted(positions)
-    assert positions[-1] > 0
+    assert furthest > 0
 
 
 def progress_in(tmp_path: Path) -> Iterator[int]:
