@@ -12,6 +12,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet
 import pytest
@@ -153,6 +154,29 @@ def interrupt(config: PreprocessConfig, tokenizer: Tokenizer, monkeypatch: pytes
         patch.setattr(StoreWriter, "close", stop)
         with pytest.raises(KeyboardInterrupt):
             preprocess(config, "documents", tokenizer)
+
+
+@pytest.mark.parametrize("dedup", [None, "exact"])
+def test_stopped_while_it_goes_back_to_the_files_two_corpora_share(
+    dedup: str | None, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a run took away, the next one with the first corpus must not think to be there."""
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{ord(name)}\n" + "1 2\n3 4\n5\n" * 30, encoding="utf-8")
+
+    def config(others: str, store: str = "store") -> PreprocessConfig:
+        paths = tuple(str(tmp_path / f"{name}.txt") for name in others)
+        return config_for(tmp_path, corpus_path=paths, dataset_path=str(tmp_path / store), dedup=dedup)
+
+    interrupt(config("ab"), tokenizer, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "tokenise_all", interrupted := Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(config("ac"), "documents", tokenizer)
+    assert interrupted.called
+    preprocess(config("ab"), "documents", tokenizer)
+    preprocess(config("ab", "whole"), "documents", tokenizer)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 def test_another_corpus_or_option_begins_anew(
