@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import io
 import os
 import signal
 import sys
@@ -74,6 +75,8 @@ def run_program(main: Callable[[], None]) -> None:
         raise Terminated
 
     signal.signal(signal.SIGTERM, terminate)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no Unicode
     try:
         main()
         sys.stdout.flush()

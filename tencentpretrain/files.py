@@ -280,5 +280,6 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def json_text(value: Any) -> str:
-    """A JSON file's content."""
-    return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    """A JSON file's content. Names of files that are no Unicode are escaped, and come back as they were."""
+    text = json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

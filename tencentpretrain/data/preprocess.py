@@ -31,7 +31,14 @@ from tencentpretrain.data.store import COUNTS, TokenStore
 from tencentpretrain.data.tokenising import How, Tokenised, tokenise_all
 from tencentpretrain.data.writer import PROGRESS, SHARD_TOKENS, StoreWriter, check_replaceable
 from tencentpretrain.errors import DataError, UserError
-from tencentpretrain.files import complete_directory, json_text, leftovers, read_json, remove_leftovers
+from tencentpretrain.files import (
+    complete_directory,
+    json_text,
+    leftovers,
+    read_json,
+    remove_leftovers,
+    write_json,
+)
 
 if TYPE_CHECKING:
     from tencentpretrain.data.words import Segmenter
@@ -133,6 +140,8 @@ def preprocess(
     try:
         with complete_directory(path, earlier, PROGRESS if config.resume == "auto" else None) as directory:
             state = points[-1]["store"] if points else None
+            if points:  # before the writer cuts off what lies behind the last of them
+                write_json(directory / PROGRESS, {"points": points})
             writer = StoreWriter(directory, tokenizer, layout, tgt_tokenizer, words, SHARD_TOKENS, state)
             run = _Run(writer, files, config, how, runs, points, block_size)
             report = run.write()
@@ -271,6 +280,8 @@ class _Run:
         deduplicator = self._deduplicator
         self._writer.close_last_shard()
         self._file, self._start, self._deduplicator = len(self._files), None, None
+        if deduplicator is not None:
+            self._before_file = None  # a run that goes on from there needs the digests, which end here
         self._save()
         if deduplicator is not None:
             deduplicator.close()

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import shutil
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -267,8 +268,9 @@ def text_starts(texts: Sequence[str]) -> Lengths:
 
 def flatten(ids: list[list[int]]) -> tuple[Ids, Lengths]:
     """Lists of ids as the arrays of `encode_batch`."""
-    lengths = np.fromiter(map(len, ids), np.int64, len(ids))
-    return np.fromiter(itertools.chain.from_iterable(ids), np.int32, int(lengths.sum())), lengths
+    lengths = np.array([*map(len, ids)], np.int64)
+    packed = struct.pack(f"{lengths.sum()}i", *itertools.chain.from_iterable(ids))  # faster than np.fromiter
+    return np.frombuffer(bytearray(packed), np.int32), lengths
 
 
 def cores() -> int:

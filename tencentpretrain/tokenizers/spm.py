@@ -24,6 +24,7 @@ from tencentpretrain.tokenizers.base import (
 from tencentpretrain.tokenizers.vocabulary import read_bytes
 
 SPACE = "▁"  # U+2581, which SentencePiece writes for a space
+LONG_TEXT = 128  # characters from which an array costs less than a list of Python's integers
 
 
 @TOKENIZERS.register("sentencepiece")
@@ -65,7 +66,10 @@ class SentencePieceTokenizer(Tokenizer):
         return token[0].isalnum() and not is_cjk(token[0])
 
     def _encode_plain(self, texts: Sequence[str]) -> tuple[Ids, Lengths]:
-        return flatten(self._model.encode(list(texts), out_type=int, num_threads=cores()))
+        if sum(map(len, texts)) < LONG_TEXT * len(texts):
+            return flatten(self._model.encode(list(texts), out_type=int, num_threads=cores()))
+        ids = self._model.encode(list(texts), out_type="numpy", num_threads=cores())
+        return np.concatenate([np.empty(0, np.int32), *ids]), np.array([*map(len, ids)], np.int64)
 
     def token_starts(self, texts: Sequence[str]) -> Lengths:
         found = self._model.encode(list(texts), out_type="offset_mapping", num_threads=cores())

@@ -453,6 +453,17 @@ def command(tmp_path: Path, vocab_path: Path, *options: str) -> list[str]:
     ]  # fmt: skip
 
 
+def test_names_of_files_that_are_no_unicode(vocab_path: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / os.fsdecode("\u8bed\u6599.txt".encode("gbk"))
+    corpus.write_bytes(b"1 2\n3\xff\n4\n")
+    options = ("--corpus_path", str(corpus))
+    done = subprocess.run(command(tmp_path, vocab_path, *options), cwd=ROOT, capture_output=True, check=True)
+    assert rb"\udcc1\udccf.txt, line 2: not UTF-8" in done.stdout
+    store = TokenStore.open(tmp_path / "dataset.pt")
+    assert store.meta["corpus"]["files"] == [str(corpus)]
+    store.verify()
+
+
 def test_the_published_command(vocab_path: Path, tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_bytes(b"1 2\n3\xff\n4\n")
     options = ("--processes_num", "8", "--seq_length=64", "--dynamic_masking", "--resume")

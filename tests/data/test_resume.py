@@ -7,10 +7,12 @@ import gzip
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.parquet
 import pytest
@@ -97,8 +99,11 @@ def test_interrupted_at_every_block(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "store", "whole"]
 
 
+@pytest.mark.parametrize("kills_num", [5, pytest.param(20, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("processes_num", [1, 2])
-def test_killed_at_random_moments(processes_num: int, tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_killed_at_random_moments(
+    processes_num: int, kills_num: int, tokenizer: Tokenizer, tmp_path: Path
+) -> None:
     corpus(tmp_path / "corpus", 400)
     config = config_for(tmp_path, dedup="exact", processes_num=processes_num)
 
@@ -111,8 +116,8 @@ def test_killed_at_random_moments(processes_num: int, tokenizer: Tokenizer, tmp_
     duration = time.monotonic() - start
     context = multiprocessing.get_context("fork")
     generator = random.Random(processes_num)
-    positions = [0]
-    for _ in range(10):
+    positions, furthest = [0], 0
+    while kills_num:
         process = context.Process(target=run, args=(config,))
         process.start()
         process.join(generator.uniform(0, duration / 3))
@@ -120,13 +125,18 @@ def test_killed_at_random_moments(processes_num: int, tokenizer: Tokenizer, tmp_
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
             process.join()
+            kills_num -= 1
         if Path(config.dataset_path).exists():
-            break
+            if process.exitcode == 0:
+                assert contents(tmp_path / "store") == contents(tmp_path / "whole")
+            shutil.rmtree(config.dataset_path)
+            positions = [0]
         positions += progress_in(tmp_path)
+        assert positions == sorted(positions)
+        furthest = max(furthest, positions[-1])
     run(config)
     assert contents(tmp_path / "store") == contents(tmp_path / "whole")
-    assert positions == sorted(positions)
-    assert positions[-1] > 0
+    assert furthest > 0
 
 
 def progress_in(tmp_path: Path) -> Iterator[int]:
@@ -144,6 +154,29 @@ def interrupt(config: PreprocessConfig, tokenizer: Tokenizer, monkeypatch: pytes
         patch.setattr(StoreWriter, "close", stop)
         with pytest.raises(KeyboardInterrupt):
             preprocess(config, "documents", tokenizer)
+
+
+@pytest.mark.parametrize("dedup", [None, "exact"])
+def test_stopped_while_it_goes_back_to_the_files_two_corpora_share(
+    dedup: str | None, tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What such a run took away, the next one with the first corpus must not think to be there."""
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"{ord(name)}\n" + "1 2\n3 4\n5\n" * 30, encoding="utf-8")
+
+    def config(others: str, store: str = "store") -> PreprocessConfig:
+        paths = tuple(str(tmp_path / f"{name}.txt") for name in others)
+        return config_for(tmp_path, corpus_path=paths, dataset_path=str(tmp_path / store), dedup=dedup)
+
+    interrupt(config("ab"), tokenizer, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "tokenise_all", interrupted := Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            preprocess(config("ac"), "documents", tokenizer)
+    assert interrupted.called
+    preprocess(config("ab"), "documents", tokenizer)
+    preprocess(config("ab", "whole"), "documents", tokenizer)
+    assert contents(tmp_path / "store") == contents(tmp_path / "whole")
 
 
 def test_another_corpus_or_option_begins_anew(
