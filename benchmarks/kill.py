@@ -108,8 +108,8 @@ def main() -> None:
         for number in range(arguments.kills):
             before = max((int(path.name) for path in states.glob("[0-9]*")), default=0)
             process = program("pretrain.py", killed, log)
-            if number % 5:  # every fifth while it starts, the others while it trains and saves
-                while b"resume: " not in log.read_bytes():
+            if number % 5:  # every fifth while it starts, the next one before or after its first step
+                while (b"resume: " if number % 5 == 1 else b"saved step ") not in log.read_bytes():
                     if process.poll() is not None:
                         sys.exit(log.read_text())
                     time.sleep(0.01)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,25 +44,14 @@ _WRITTEN = re.compile(
 )
 
 
-# Options that shape no network a family has: of training, of targets, of encoders other than the transformer.
+# Options that shape no network a family has: of training, of targets, of two streams.
 _NEUTRAL = TRAINING_ONLY | {
-    "target", "max_seq_length", "bidirectional", "kernel_size", "block_size", "stream_0", "stream_1",
-    "remove_stream_layernorm",
+    "target", "max_seq_length", "stream_0", "stream_1", "remove_stream_layernorm",
 }  # fmt: skip
-# Options that shape the network only if, given our configuration and the parts that are converted.
-_CONDITIONAL: dict[str, Callable[[ModelConfig, Sequence[str]], bool]] = {
-    "tgt_embedding": lambda config, parts: config.decoder is not None,
-    "share_embedding": lambda config, parts: config.decoder is not None,
-    "decoder_layers_num": lambda config, parts: config.decoder is not None,
-    "relative_attention_buckets_num": lambda config, parts: config.relative_position_embedding,
-    "relative_attention_max_distance": lambda config, parts: config.relative_position_embedding,
-    "rope_theta": lambda config, parts: config.rotary_position_embedding,
-    "rope_scaling": lambda config, parts: config.rotary_position_embedding,
-    "sinusoidal_variant": lambda config, parts: "sinusoidalpos" in (*config.embedding, *config.tgt_embedding),
-    "has_lmtarget_bias": lambda config, parts: "lm" in parts,
-    "scale_tied_output": lambda config, parts: "lm" in parts,
-    "pooling": lambda config, parts: "sp" in parts or "classification" in parts,
-}
+# Options that shape the network only with one of these parts.
+_CONDITIONAL = {
+    "has_lmtarget_bias": {"lm"}, "scale_tied_output": {"lm"}, "pooling": {"sp", "classification"},
+}  # fmt: skip
 _MALFORMED = (TypeError, ValueError, AttributeError, KeyError, IndexError, ArithmeticError)
 _HEADS_WITH_LABELS = ("classification", "token_classification")
 _MOST_LABELS = 10**6
@@ -459,8 +448,8 @@ def _misfits(family: Family, config: ModelConfig, parts: Sequence[str]) -> Itera
     """Every option of ours that has a value their model cannot have."""
     mapped = {name for setting in family.settings for name in setting.options}
     expected = _fixed(family)
-    for name, matters in _CONDITIONAL.items():
-        if name not in mapped and matters(config, parts):
+    for name, shaping in _CONDITIONAL.items():
+        if name not in mapped and shaping & set(parts):
             expected.setdefault(name, _OPTIONS[name].default)
     implied = {
         "attention_head_size": config.hidden_size // config.heads_num,
