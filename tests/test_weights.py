@@ -211,7 +211,7 @@ def test_description_is_heeded(tmp_path: Path) -> None:
     config = ModelConfig(**SIZES)
     save_weights(build_model(config, VOCABULARY).state_dict(), tmp_path / "model.bin")
     write_description(tmp_path / "model.bin", config, None, vocab_size=VOCABULARY)
-    free = {"dropout": 0.5, "label_smoothing": 0.1, "target_weights": {"mlm": 2.0}}
+    free = {"dropout": 0.5, "ignore_index": True, "target_weights": {"mlm": 2.0}}
     assert load_weights(model_of(**free), tmp_path / "model.bin").notes == []
     with pytest.raises(WeightsError, match=r"`heads_num` is 4, but the weights .* have 2"):
         load_weights(model_of(heads_num=4), tmp_path / "model.bin")

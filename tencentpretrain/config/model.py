@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import types
 from collections.abc import Iterator
 from typing import Any
 
-from tencentpretrain.config.options import names_in, option, options_of
+from tencentpretrain.config import needs
+from tencentpretrain.config.options import Option, names_in, option, options_of
 from tencentpretrain.errors import ConfigError, did_you_mean
 from tencentpretrain.registry import DECODERS, EMBEDDINGS, ENCODERS, TARGETS
 
@@ -24,7 +26,10 @@ class ModelConfig:
     )
     encoder: str = option("transformer", "Encoder.", choices=lambda: ENCODERS)
     tgt_embedding: tuple[str, ...] = option(
-        ("word",), "Embeddings of the decoder's input, where there is a decoder.", choices=lambda: EMBEDDINGS
+        ("word",),
+        "Embeddings of the decoder's input, where there is a decoder.",
+        choices=lambda: EMBEDDINGS,
+        needs=needs.A_DECODER,
     )
     decoder: str | None = option(
         None, "Decoder, which attends to the encoder's states; default: none.", choices=lambda: DECODERS
@@ -45,17 +50,25 @@ class ModelConfig:
     )
     heads_num: int = option(12, "Attention heads.", minimum=1, maximum=LARGEST)
     attention_head_size: int | None = option(
-        None, "Width of one attention head; without it hidden_size / heads_num.", minimum=1, maximum=LARGEST
+        None,
+        "Width of one attention head; without it hidden_size / heads_num.",
+        minimum=1,
+        maximum=LARGEST,
+        needs=needs.ATTENTION,
     )
     local_kv_heads_num: int | None = option(
         None,
         "Heads of keys and values, shared by groups of heads; default: heads_num.",
         minimum=1,
         maximum=LARGEST,
+        needs=needs.ATTENTION,
     )
     layers_num: int = option(12, "Encoder layers.", minimum=1)
     decoder_layers_num: int | None = option(
-        None, "Decoder layers, where there is a decoder; default: layers_num.", minimum=1
+        None,
+        "Decoder layers, where there is a decoder; default: layers_num.",
+        minimum=1,
+        needs=needs.A_DECODER,
     )
     max_seq_length: int = option(
         512, "Longest sequence the position embeddings cover, in tokens.", minimum=1, maximum=2**31
@@ -71,45 +84,63 @@ class ModelConfig:
         "normal", "Kind of layer normalisation.", choices=names_in(f"{LAYERS}.norm", "NORMS")
     )
     layernorm_positioning: str = option(
-        "post", "Normalise after or before each sub-layer.", choices=("post", "pre")
+        "post", "Normalise after or before each sub-layer.", choices=("post", "pre"), needs=needs.LAYERS
     )
     layernorm_eps: float = option(1e-6, "Added to the variance in layer normalisation.", minimum=0)
-    feed_forward: str = option("dense", "Kind of feed-forward layer.", choices=("dense", "gated"))
+    feed_forward: str = option(
+        "dense", "Kind of feed-forward layer.", choices=("dense", "gated"), needs=needs.LAYERS
+    )
     remove_embedding_layernorm: bool = option(False, "No layer normalisation after the embeddings.")
-    remove_transformer_bias: bool = option(False, "No biases in the transformer's linear layers.")
+    remove_transformer_bias: bool = option(
+        False, "No biases in the transformer's linear layers.", needs=needs.LAYERS
+    )
     remove_attention_scale: bool = option(
-        False, "Do not divide attention scores by the root of the head size."
+        False, "Do not divide attention scores by the root of the head size.", needs=needs.ATTENTION
     )
     has_qkv_bias: bool = option(
-        False, "Biases in the projections to queries, keys and values where other biases are removed (Qwen2)."
+        False,
+        "Biases in the projections to queries, keys and values where other biases are removed (Qwen2).",
+        needs=needs.ATTENTION,
     )
-    has_qk_norm: bool = option(False, "Queries and keys of each head are normalised (Qwen3).")
+    has_qk_norm: bool = option(
+        False, "Queries and keys of each head are normalised (Qwen3).", needs=needs.ATTENTION
+    )
     has_residual_attention: bool = option(
-        False, "Each encoder layer's attention scores are added to the next one's (RealFormer)."
+        False,
+        "Each encoder layer's attention scores are added to the next one's (RealFormer).",
+        needs=needs.ATTENTION,
     )
     sliding_window: int | None = option(
-        None, "How many positions back a position attends to, itself included; default: all.", minimum=1
+        None,
+        "How many positions back a position attends to, itself included; default: all.",
+        minimum=1,
+        needs=needs.ATTENTION,
     )
     relative_position_embedding: bool = option(
-        False, "Attention scores get a learned bias by bucketed distance (T5)."
+        False, "Attention scores get a learned bias by bucketed distance (T5).", needs=needs.ATTENTION
     )
     relative_attention_buckets_num: int = option(
-        32, "Buckets of distances of that bias.", minimum=2, maximum=LARGEST
+        32, "Buckets of distances of that bias.", minimum=2, maximum=LARGEST, needs=needs.RELATIVE
     )
     relative_attention_max_distance: int = option(
-        128, "Distance, in tokens, from which on all are in the last bucket.", minimum=2
+        128, "Distance, in tokens, from which on all are in the last bucket.", minimum=2, needs=needs.RELATIVE
     )
     rotary_position_embedding: bool = option(
-        False, "Queries and keys are rotated by their position (RoFormer; LLaMA)."
+        False, "Queries and keys are rotated by their position (RoFormer; LLaMA).", needs=needs.ATTENTION
     )
-    rope_theta: float = option(10000.0, "Base of the rotation's wavelengths.", minimum=1)
+    rope_theta: float = option(
+        10000.0, "Base of the rotation's wavelengths.", minimum=1, needs=needs.ROTATION
+    )
     rope_scaling: dict[str, Any] = option(
         {},
         "Stretching of the rotation to longer texts: an object with rope_type (linear, dynamic, yarn, "
         "llama3), factor and what else the type needs, named as in Transformers.",
+        needs=needs.ROTATION,
     )
     alibi_position_embedding: bool = option(
-        False, "Attention scores fall linearly with distance, with a slope per head (ALiBi; BLOOM)."
+        False,
+        "Attention scores fall linearly with distance, with a slope per head (ALiBi; BLOOM).",
+        needs=needs.ATTENTION,
     )
     layer_number_scale: bool = option(
         False,
@@ -120,14 +151,21 @@ class ModelConfig:
         "Sinusoidal positions: interleaved sines and cosines (auto for text), concatenated (auto for "
         "speech), or as Marian and Pegasus have them in Transformers.",
         choices=("auto", "interleaved", "concatenated", "marian"),
+        needs=needs.SINUSOIDS,
     )
     bidirectional: bool = option(
-        False, "Recurrent encoders read in both directions, each with half the width."
+        False, "Recurrent encoders read in both directions, each with half the width.", needs=needs.DIRECTIONS
     )
     kernel_size: int = option(
-        4, "Positions a convolution of the encoder gatedcnn covers.", minimum=1, maximum=LARGEST
+        4,
+        "Positions a convolution of the encoder gatedcnn covers.",
+        minimum=1,
+        maximum=LARGEST,
+        needs=needs.CONVOLUTIONS,
     )
-    block_size: int = option(2, "Layers of a residual block of the encoder gatedcnn.", minimum=1)
+    block_size: int = option(
+        2, "Layers of a residual block of the encoder gatedcnn.", minimum=1, needs=needs.CONVOLUTIONS
+    )
     stream_0: dict[str, Any] = option(
         {}, "What differs in the first stream of embedding and encoder 'dual': an object of model options."
     )
@@ -135,8 +173,12 @@ class ModelConfig:
     remove_stream_layernorm: bool = option(
         False, "No second layer normalisation after the embeddings of a stream of 'dual'."
     )
-    share_embedding: bool = option(False, "Encoder and decoder share their word embedding.")
-    parameter_sharing: bool = option(False, "All encoder layers share their parameters (ALBERT).")
+    share_embedding: bool = option(
+        False, "Encoder and decoder share their word embedding.", needs=needs.A_DECODER
+    )
+    parameter_sharing: bool = option(
+        False, "All encoder layers share their parameters (ALBERT).", needs=needs.ENCODER_LAYERS
+    )
     factorized_embedding_parameterization: bool = option(
         False, "Embeddings of width emb_size are projected to hidden_size (ALBERT)."
     )
@@ -148,13 +190,17 @@ class ModelConfig:
         False, "States are divided by the root of hidden_size before the vocabulary layer of lm (T5)."
     )
     label_smoothing: float = option(
-        0.0, "Probability that the lm target spreads evenly over the other tokens.", minimum=0, maximum=1
+        0.0,
+        "Probability that the lm target spreads evenly over the other tokens.",
+        minimum=0,
+        maximum=1,
+        needs=needs.LM,
     )
     ignore_index: bool = option(
         False, "Accepted in published configurations: padding never counts in a loss here."
     )
     prefix_lm_loss: bool = option(
-        False, "The lm target counts the second segment only (with mask causal_with_prefix)."
+        False, "The lm target counts the second segment only (with mask causal_with_prefix).", needs=needs.LM
     )
     pooling: str = option(
         "first", "How a sequence becomes one vector.", choices=("mean", "max", "first", "last")
@@ -179,15 +225,10 @@ class ModelConfig:
 
     def encoder_alone(self) -> ModelConfig:
         """The same model without its decoder and what only a decoder has; `target` is what suits it then."""
-        return dataclasses.replace(
-            self,
-            decoder=None,
-            decoder_layers_num=None,
-            tgt_embedding=("word",),
-            share_embedding=False,
-            target=("mlm",),
-            tie_weights=False,
-        )
+        changes: dict[str, Any] = {"decoder": None, "target": ("mlm",), "tie_weights": False}
+        while idle := idle_options(types.SimpleNamespace(**vars(self) | changes)):  # one may need another
+            changes |= {name: declared.default for name, declared in idle.items()}
+        return dataclasses.replace(self, **changes)
 
     @property
     def is_dual(self) -> bool:
@@ -231,6 +272,9 @@ class ModelConfig:
         return dataclasses.replace(self, **values)
 
     def _problems(self) -> Iterator[str]:
+        for name, idle in idle_options(self).items():
+            what = idle.metadata["needs"].what
+            yield f"`{name}` is about {what}, which the model does not have; leave it out."
         if self.is_dual != (self.embedding == ("dual",)):
             yield (
                 "embedding 'dual' and encoder 'dual' need each other, but `embedding` is "
@@ -256,10 +300,6 @@ class ModelConfig:
                 f"`tie_weights` needs the embedding 'word', but "
                 f"`{'embedding' if self.decoder is None else 'tgt_embedding'}` is {' '.join(words)}."
             )
-        if self.share_embedding and self.decoder is None:
-            yield "`share_embedding` is about the embedding of a decoder, and there is none."
-        if self.prefix_lm_loss and self.target and "lm" not in self.target:
-            yield f"`prefix_lm_loss` is about target 'lm', but `target` is {' '.join(self.target)}."
         for kind in ("embedding", "tgt_embedding"):
             if getattr(self, kind) and set(getattr(self, kind)) <= {"pos", "seg", "sinusoidalpos"}:
                 yield f"`{kind}` says where a token is, but not which ({' '.join(getattr(self, kind))})."
@@ -283,7 +323,7 @@ class ModelConfig:
                 yield f"`target_weights` names '{name}', but `target` is {' '.join(self.target)}."
             if not 0 <= weight < float("inf"):
                 yield f"`target_weights`: the weight of '{name}' must be 0 or more, but is {weight} instead."
-        for module in self.modules():
+        for module in needs.modules_named(self):
             yield from module.problems(self) if hasattr(module, "problems") else ()
 
     def pooling_problems(self) -> Iterator[str]:
@@ -300,15 +340,6 @@ class ModelConfig:
                 "or mean."
             )
 
-    def modules(self) -> Iterator[type[Any]]:
-        """The registered classes that the configuration names; a class may have `problems(config)`."""
-        yield from (EMBEDDINGS[name] for name in self.embedding)
-        yield ENCODERS[self.encoder]
-        if self.decoder is not None:
-            yield from (EMBEDDINGS[name] for name in self.tgt_embedding)
-            yield DECODERS[self.decoder]
-        yield from (TARGETS[name] for name in self.target)
-
     def _stream_problems(self) -> Iterator[str]:
         try:
             one, other = self.streams
@@ -317,3 +348,14 @@ class ModelConfig:
             return
         if self.tie_weights and one != other:
             yield "`tie_weights` makes the streams one, but `stream_0` and `stream_1` differ."
+
+
+def idle_options(config: Any) -> dict[str, Option]:
+    """Options of a model that have another value than the default, but not what they need to do anything."""
+    return {
+        name: declared
+        for name, declared in options_of(ModelConfig).items()
+        if (need := declared.metadata["needs"]) is not None
+        and getattr(config, name) != declared.default
+        and not need.met(config)
+    }

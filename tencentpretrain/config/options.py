@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from tencentpretrain.config.needs import Need
 from tencentpretrain.errors import did_you_mean
 
 
@@ -31,6 +32,7 @@ def option(
     aliases: dict[str, str] | None = None,
     former_names: tuple[str, ...] = (),
     alone: str | None = None,
+    needs: Need | None = None,
 ) -> Any:
     """Declare an option. `default` may be `...`: the option is required.
 
@@ -40,6 +42,7 @@ def option(
         aliases: further spellings of a choice, replaced by the name they stand for.
         former_names: further names of the option on the command line.
         alone: what the option means that is given without a value.
+        needs: without it, another value than the default would do nothing.
     """
     metadata = {
         "help": help,
@@ -49,6 +52,7 @@ def option(
         "aliases": aliases or {},
         "former_names": former_names,
         "alone": alone,
+        "needs": needs,
     }
     if default is ...:
         return dataclasses.field(metadata=metadata)

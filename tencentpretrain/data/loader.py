@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import multiprocessing
+import os
 import signal
+import sys
 from collections.abc import Collection, Generator, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -147,8 +150,14 @@ def is_sequence(name: str) -> bool:
     return _columns(name) in ("S", "T")
 
 
-def leave_signals_to_the_main_process(worker: int) -> None:
-    """Ctrl-C and a scheduler's SIGTERM reach every process; the main one needs batches to finish its step."""
+def depend_on_the_main_process(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach every process; the main one needs batches to finish its step.
+
+    If it was killed while this process started, nobody else would notice: torch asks who the parent is later.
+    """
+    main = multiprocessing.parent_process()
+    if main is not None and os.getppid() != main.pid:
+        sys.exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_GRACE))
 
@@ -242,7 +251,7 @@ class Loader:
             batch_size=None,
             num_workers=self.workers_num,
             pin_memory=self._pin_memory,
-            worker_init_fn=leave_signals_to_the_main_process,
+            worker_init_fn=depend_on_the_main_process,
             # Without it each pass would advance the generator of dropout, and resuming would differ.
             generator=torch.Generator(),
         )

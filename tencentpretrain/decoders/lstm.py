@@ -21,6 +21,7 @@ class LstmDecoder(nn.Module):
     """
 
     reads = ("segment_ids",)
+    features = ()
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

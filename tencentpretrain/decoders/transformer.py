@@ -22,6 +22,7 @@ class TransformerDecoder(TransformerStack):
 
     reads = ("segment_ids", "decoder_segment_ids")
     caches = True
+    features = ("attention", "layers")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.encoders.no_attention import attention_problems
+from tencentpretrain.encoders.no_attention import mask_problems
 from tencentpretrain.encoders.transformer import TransformerEncoder
 from tencentpretrain.layers.masks import AttentionMask
 from tencentpretrain.registry import ENCODERS
@@ -42,6 +42,7 @@ class FNetEncoder(TransformerEncoder):
     """A transformer with Fourier transforms for attention (Lee-Thorp et al. 2022)."""
 
     keeps_documents_apart = False
+    features = ("layers",)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
@@ -50,4 +51,4 @@ class FNetEncoder(TransformerEncoder):
 
     @staticmethod
     def problems(config: ModelConfig) -> Iterator[str]:
-        yield from attention_problems(config, causal=False)
+        yield from mask_problems(config, causal=False)

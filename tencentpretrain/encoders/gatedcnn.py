@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.encoders.no_attention import attention_problems
+from tencentpretrain.encoders.no_attention import mask_problems
 from tencentpretrain.layers.cache import Cache
 from tencentpretrain.registry import ENCODERS
 
@@ -23,6 +23,7 @@ class GatedCnnEncoder(nn.Module):
     """
 
     any_width = True
+    features = ("convolutions",)
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -40,7 +41,7 @@ class GatedCnnEncoder(nn.Module):
 
     @staticmethod
     def problems(config: ModelConfig) -> Iterator[str]:
-        yield from attention_problems(config, causal=True)
+        yield from mask_problems(config, causal=True)
 
     @staticmethod
     def is_causal(config: ModelConfig) -> bool:

@@ -6,22 +6,9 @@ from collections.abc import Iterator
 
 from tencentpretrain.config import ModelConfig
 
-OPTIONS = (
-    "has_residual_attention",
-    "has_qk_norm",
-    "has_qkv_bias",
-    "local_kv_heads_num",
-    "attention_head_size",
-    "remove_attention_scale",
-    "sliding_window",
-    "relative_position_embedding",
-    "rotary_position_embedding",
-    "alibi_position_embedding",
-)
 
-
-def attention_problems(config: ModelConfig, causal: bool) -> Iterator[str]:
-    """Options of attention that would do nothing.
+def mask_problems(config: ModelConfig, causal: bool) -> Iterator[str]:
+    """A mask that would do nothing.
 
     Args:
         causal: whether the encoder sees the past only; `mask` may say so.
@@ -31,7 +18,3 @@ def attention_problems(config: ModelConfig, causal: bool) -> Iterator[str]:
             f"encoder '{config.encoder}' has no attention that `mask` could restrict, but it is "
             f"{config.mask}; leave it out."
         )
-    if config.decoder in (None, "lstm"):  # another decoder attends
-        for name in OPTIONS:
-            if getattr(config, name):
-                yield f"`{name}` is about attention, which encoder '{config.encoder}' does not have."

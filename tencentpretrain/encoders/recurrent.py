@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tencentpretrain.batch import Batch
 from tencentpretrain.config import ModelConfig
-from tencentpretrain.encoders.no_attention import attention_problems
+from tencentpretrain.encoders.no_attention import mask_problems
 from tencentpretrain.layers.cache import Cache
 from tencentpretrain.layers.dropout import Dropout, dropout
 from tencentpretrain.registry import ENCODERS
@@ -43,6 +43,7 @@ class RecurrentEncoder(nn.Module):
     """
 
     any_width = True
+    features = ("directions",)
     reads = ("segment_ids",)
     cell: ClassVar[Cell]
 
@@ -55,7 +56,7 @@ class RecurrentEncoder(nn.Module):
     @staticmethod
     def problems(config: ModelConfig) -> Iterator[str]:
         yield from _even_width("`bidirectional`", config) if config.bidirectional else ()
-        yield from attention_problems(config, causal=not config.bidirectional)
+        yield from mask_problems(config, causal=not config.bidirectional)
 
     @staticmethod
     def is_causal(config: ModelConfig) -> bool:
@@ -94,6 +95,7 @@ class TwoWayEncoder(nn.Module):
     """
 
     any_width = True
+    features = ()
     reads = ("segment_ids",)
     separate_directions = True
     cell: ClassVar[Cell]
@@ -108,7 +110,7 @@ class TwoWayEncoder(nn.Module):
     @staticmethod
     def problems(config: ModelConfig) -> Iterator[str]:
         yield from _even_width(f"encoder '{config.encoder}'", config)
-        yield from attention_problems(config, causal=False)
+        yield from mask_problems(config, causal=False)
 
     def forward(
         self, hidden: Tensor, batch: Batch, outputs: int | None = None, cache: Cache | None = None

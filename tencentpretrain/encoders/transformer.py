@@ -25,6 +25,7 @@ class TransformerEncoder(TransformerStack):
     reads = ("segment_ids",)
     keeps_documents_apart = True  # of packed rows
     caches = True
+    features: tuple[str, ...] = ("attention", "layers")
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)

@@ -106,5 +106,3 @@ def stack_problems(config: ModelConfig) -> Iterator[str]:
         if config.head_size % 2:
             yield f"`rotary_position_embedding` needs an even head size, but it is {config.head_size}."
         yield from rope_problems(config)
-    elif config.rope_scaling:
-        yield "`rope_scaling` needs `rotary_position_embedding`."

@@ -18,6 +18,7 @@ class BilmTarget(nn.Module):
     first half of a state, the previous token from the second half.
     """
 
+    features = ()
     reads = ("bilm_labels",)
 
     def __init__(self, config: ModelConfig, sizes: DataSizes) -> None:

@@ -17,6 +17,7 @@ from tencentpretrain.targets.predicted import predicted, vocabulary_part
 class LmTarget(nn.Module):
     """Language model: the next token at every position, or of the second segment only (`prefix_lm_loss`)."""
 
+    features = ("next token",)
     reads = ("lm_labels",)
 
     def __init__(self, config: ModelConfig, sizes: DataSizes) -> None:

@@ -16,6 +16,7 @@ from tencentpretrain.targets.predicted import predicted, vocabulary_part
 class MlmTarget(nn.Module):
     """Masked language model (Devlin et al. 2019, §3.1), computed at the hidden tokens only."""
 
+    features = ()
     reads = ("mlm_labels",)
 
     def __init__(self, config: ModelConfig, sizes: DataSizes) -> None:

@@ -35,6 +35,8 @@ def vocabulary_part(
 class PooledClassifier(nn.Module):
     """Classes of a whole sequence: pooled state, linear, tanh, linear."""
 
+    features = ()
+
     def __init__(self, hidden_size: int, labels_num: int, pooling: str) -> None:
         super().__init__()
         self.pooling = pooling

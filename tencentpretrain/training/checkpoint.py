@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from tencentpretrain.description import complete_weights
+from tencentpretrain.description import complete_weights, description_path
 from tencentpretrain.errors import ConfigError, UserError
 from tencentpretrain.files import (
     complete_directory,
@@ -282,6 +282,12 @@ class Checkpoints:
                 os.link(source, temporary)
             except OSError:  # another file system, or one without links
                 shutil.copyfile(source, temporary)
+
+    def withdraw(self, step: int) -> None:
+        """Remove the weights file of a step, and what lies beside it."""
+        weights = self._published(step)
+        for path in (weights, description_path(weights)):
+            path.unlink(missing_ok=True)
 
     @property
     def newest(self) -> State | None:

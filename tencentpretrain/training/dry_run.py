@@ -92,13 +92,17 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
             return measure_depth(rows, depth)
         return judge_depth(partial(measure_depth, rows), depth, pretrain.checkpointed_layers)
 
+    on_cpu = engine.device.type == "cpu"
+    on_host = () if on_cpu else engine.on_host
+
     def part(whole: Memory) -> Memory:
-        return whole.shared(settings.place.world_size, engine.divided)
+        return whole.shared(settings.place.world_size, engine.divided).without(on_host)
 
     whole, room, program = measure(rows), free_memory(engine.device), 0
     memory = part(whole)
-    if engine.device.type == "cpu":  # the processes of this machine share it, and the program itself counts
-        program, room = program_memory(), room // len(pretrain.local_ranks)
+    host = free_memory(torch.device("cpu")) // len(pretrain.local_ranks)
+    if on_cpu:  # the processes of this machine share it, and the program itself counts
+        program, room = program_memory(), host
     largest = largest_batch(lambda rows: part(measure(rows)), rows, memory, room)
     title = f"{engine.device} has {room / 1e9:.2f} GB free for each process"
     if largest >= rows:
@@ -115,8 +119,10 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
         )
         if size
     )  # fmt: skip
+    moved = whole.shared(settings.place.world_size, engine.divided).peak - memory.peak
     return [
         f"memory: about {(memory.peak + program) / 1e9:.2f} GB in a process: {parts}",
+        *([f"host: {', '.join(on_host)} {moved / 1e9:.2f} GB, {host / 1e9:.2f} GB free"] if on_host else []),
         fits,
         f"disk: {(whole.weights + whole.optimizer) / 1e9:.2f} GB a training state, "
         f"{pretrain.keep_checkpoints} are kept",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import weakref
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,9 +47,15 @@ class Memory:
     def shared(self, ranks: int, divided: Collection[str]) -> Memory:
         """Of each of several ranks that have a part of what is `divided`; a layer whose weights are put
         together for a time is not counted."""
-        whole = dataclasses.asdict(self)
-        parts = {name: whole[name] // ranks for name in divided}
-        saved = sum(whole[name] - part for name, part in parts.items())
+        return self._with({name: getattr(self, name) // ranks for name in divided})
+
+    def without(self, elsewhere: Collection[str]) -> Memory:
+        """With some of weights, gradients and optimizer in other memory; a layer whose weights are fetched
+        for a time is not counted."""
+        return self._with(dict.fromkeys(elsewhere, 0))
+
+    def _with(self, parts: Mapping[str, int]) -> Memory:
+        saved = sum(getattr(self, name) - size for name, size in parts.items())
         return dataclasses.replace(self, **parts, peak=self.peak - saved)
 
     def beyond(self, shallower: Memory, times: float) -> Memory:

@@ -230,12 +230,17 @@ def _make_trainer(settings: Settings, engine: Engine, checkpoints: Checkpoints) 
     log_dir = Path(settings.run.log_dir or f"{pretrain.output_model_path}.logs")
     if engine.rank == 0:
         checkpoints.prepare()
-    first_step = state.step if state else 0
-    report = Report(log_dir if engine.rank == 0 else None, pretrain.total_steps, first_step)
+    training = checkpoints.load(state, publish=engine.rank == 0) if state is not None else {}
+    report = Report(
+        log_dir if engine.rank == 0 else None,
+        pretrain.total_steps,
+        training.get("step", 0),
+        training.get("validation_due", False),
+    )
     schedule = make_schedule(settings.optimization, pretrain.total_steps)
     trainer = Trainer(engine, loader, validation, schedule, checkpoints, report, plan)
     if state is not None:
-        trainer.restore(state.path, checkpoints.load(state, publish=engine.rank == 0))
+        trainer.restore(state.path, training)
         if not settings.optimization.ema_decay:
             drop_average(engine.optimizer)
     log.info(f"resume: {resume_line(pretrain.resume, state)}")

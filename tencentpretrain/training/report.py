@@ -95,16 +95,23 @@ class Report:
         total_steps: length of the run; 0: not known, no bar.
         first_step: where this run continues; what an earlier one wrote of later steps is taken back. At 0
             the metrics of another run are kept as metrics-1.jsonl, metrics-2.jsonl …
+        validation_due: that of `first_step` is not done, or will be done again.
     """
 
-    def __init__(self, directory: Path | None, total_steps: int, first_step: int = 0) -> None:
+    def __init__(
+        self,
+        directory: Path | None,
+        total_steps: int,
+        first_step: int = 0,
+        validation_due: bool = False,
+    ) -> None:
         self.directory, self.total_steps = directory, total_steps
         self._records: list[dict[str, Any]] = []
         if directory is not None:
             metrics = directory / "metrics.jsonl"
             try:
                 directory.mkdir(parents=True, exist_ok=True)
-                self._records = _earlier(metrics, first_step)
+                self._records = _earlier(metrics, first_step, validation_due)
                 self._file = metrics.open("a", encoding="utf-8")
             except OSError as error:
                 raise UserError(f"--log_dir {directory}: cannot write there ({error.strerror}).") from None
@@ -190,14 +197,14 @@ class Report:
             log.error(f"cannot write reports to {self.directory}: {error.strerror or error}")
 
 
-def _earlier(metrics: Path, first_step: int) -> list[dict[str, Any]]:
+def _earlier(metrics: Path, first_step: int, validation_due: bool) -> list[dict[str, Any]]:
     """Records of the run that is continued, up to the step it continues from; the file has these alone."""
     records = []
     if first_step and metrics.exists():
         for line in metrics.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                if record["step"] <= first_step:
+                if record["step"] < first_step + (not (validation_due and "eval_loss" in record)):
                     records.append(record)
             except (ValueError, KeyError, TypeError):
                 continue  # the last line of a killed run may be cut off

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from tencentpretrain.batch import labels_of
+from tencentpretrain.data.loader import is_sequence
 from tencentpretrain.targets.output import TargetOutput
 
 
@@ -76,6 +78,20 @@ def means(sums: Mapping[str, float], weights: Mapping[str, float]) -> dict[str, 
         if name.startswith("loss_")
     ]
     return {"loss": sum(losses, 0.0) if any(counts.values()) else math.nan} | each
+
+
+def perplexity(averages: Mapping[str, float]) -> float:
+    """Of the first target that predicts tokens; where there is none, of the whole loss.
+
+    Args:
+        averages: as `means` gives them.
+    """
+    of_tokens = (
+        value
+        for name, value in averages.items()
+        if name.startswith("loss_") and is_sequence(labels_of(name.removeprefix("loss_")))
+    )
+    return math.exp(min(next(of_tokens, averages["loss"]), 700.0))  # more is no number
 
 
 def mean_norm(sums: Mapping[str, float]) -> float:

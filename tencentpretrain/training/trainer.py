@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import functools
 import logging
-import math
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -15,8 +14,7 @@ from typing import Any
 
 import torch
 
-from tencentpretrain.batch import labels_of
-from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, is_sequence
+from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader
 from tencentpretrain.errors import Terminated
 from tencentpretrain.training.checkpoint import Checkpoints
 from tencentpretrain.training.engines import Engine
@@ -25,7 +23,7 @@ from tencentpretrain.training.saving import Saver
 from tencentpretrain.training.signals import deferred_signals
 from tencentpretrain.training.skips import Skips
 from tencentpretrain.training.stopping import EarlyStopping
-from tencentpretrain.training.sums import Sums, mean_norm, means
+from tencentpretrain.training.sums import Sums, mean_norm, means, perplexity
 
 log = logging.getLogger("tencentpretrain")
 
@@ -82,6 +80,7 @@ class Trainer:
         self.saver = Saver(engine, checkpoints, plan.async_checkpoint)
         self.stopping = EarlyStopping(plan.early_stop)
         self._save_due = False  # it was put off
+        self._validation_due = False  # it was broken off
 
     def restore(self, directory: Path, training: Mapping[str, Any]) -> None:
         """Go on where a training state was saved.
@@ -96,10 +95,11 @@ class Trainer:
         self.skips.total, self.skips.in_a_row = training.get("skipped", (0, 0))
         if self.engine.rank == 0:  # they are those of all ranks
             self.sums = Sums(training["sums"])
+        self._validation_due = self.validation is not None and training.get("validation_due", False)
         if "stopping" in training:
-            self.stopping.restore(training["stopping"])
+            self.stopping.restore(*training["stopping"])
             if self.plan.early_stop and self.stopping.step == self.step:
-                self._publish(self.checkpoints.best)  # a killed run may not have come to it
+                self._keep_best()  # a killed run may not have come to it
 
     def train(self) -> None:
         """Train to the last step.
@@ -113,34 +113,43 @@ class Trainer:
         stopped = 0  # the signal that asked to
         with deferred_signals() as stop:
             with contextlib.closing(self.loader.batches(self.position)) as batches:
-                while self.step < self.plan.total_steps and not stopped and not self.stopping.exhausted:
-                    self._update(batches)
-                    last = self.step == self.plan.total_steps
-                    if self.step % self.plan.report_steps == 0 or last:
-                        self._tell()
+                while self._unfinished and not stopped and not self.stopping.exhausted:
+                    if not self._validation_due:
+                        self._update(batches)
+                        if self._is_due(self.plan.report_steps):
+                            self._tell()
                     with self._off_the_clock():
-                        best = False
-                        if self.validation is not None and (self.step % self.plan.eval_steps == 0 or last):
-                            best = self._validate(self.validation, stop)
-                            last = last or self.stopping.exhausted
-                        if self.step % self.plan.save_steps == 0 or last or best or self._save_due:
-                            self._save(final=last, at_once=best)
-                        if best:
-                            self._keep_best()
+                        self._validate_and_save(stop)
                     stopped = self.engine.agree(max(stop, default=0))
-            if stopped and self.step < self.plan.total_steps:
+            if stopped and self._unfinished:
                 self._save(final=True)
                 log.info(f"stopped after step {self.step}; the same command continues from there")
                 self.engine.close()
                 raise KeyboardInterrupt if stopped == signal.SIGINT else Terminated
         if self.stopping.exhausted:
             log.info(f"stopped early: no lower validation loss in {self.plan.early_stop} validations")
-        step = self.step
-        if self.plan.early_stop and self.stopping.step:
-            step = self.stopping.step
+        step = (self.plan.early_stop and self.stopping.step) or self.step
         self._publish(self.checkpoints.output, self.checkpoints.best if step < self.step else None)
         log.info(f"done: the weights after step {step} are in {self.checkpoints.output}")
         self.engine.close()
+
+    @property
+    def _unfinished(self) -> bool:
+        return self.step < self.plan.total_steps or self._validation_due
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.plan.total_steps
+
+    def _validate_and_save(self, stop: list[int]) -> None:
+        """As is due after this step; a validation that was broken off is due once more."""
+        best = False
+        if self.validation is not None and (self._is_due(self.plan.eval_steps) or self._validation_due):
+            best = self._validate(self.validation, stop)
+        last = self.step == self.plan.total_steps or self.stopping.exhausted
+        if self.step % self.plan.save_steps == 0 or last or best or self._save_due:
+            self._save(final=last, at_once=best)
+        if best:
+            self._keep_best()
 
     def _publish(self, path: Path, source: Path | None = None) -> None:
         """Give weights a name: those of the newest state, or of another file of weights."""
@@ -237,26 +246,26 @@ class Trainer:
             held_out = (loaded.batch for loaded in batches)
             complete = self.engine.evaluate(held_out, stop, sums.add_output)
         self.engine.model.train()
+        self._validation_due = not complete
         if not complete:
             log.info("validation was broken off")
             return False
         averages = means(self.engine.reduce(sums.read()), sums.weights)
+        record = {"step": self.step, "eval_loss": averages["loss"], "eval_perplexity": perplexity(averages)}
+        record["time"] = time.time()
         loss = averages.pop("loss")
-        of_tokens = [
-            value
-            for name, value in averages.items()
-            if name.startswith("loss_") and is_sequence(labels_of(name.removeprefix("loss_")))
-        ]
-        perplexity = math.exp(min(of_tokens[0] if of_tokens else loss, 700.0))
-        record = {"step": self.step, "eval_loss": loss, "eval_perplexity": perplexity, "time": time.time()}
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
         return self.stopping.add(loss, self.step) and self.plan.early_stop is not None
 
     def _keep_best(self) -> None:
-        if self.saver.step == self.step:
-            self._publish(self.checkpoints.best)
-        else:
+        """Name the best weights. Those before, if nothing else asked for them, are no longer wanted."""
+        if self.saver.step != self.step:
             self.stopping.take_back()  # the save failed: another validation may find the best that is kept
+            return
+        self._publish(self.checkpoints.best)
+        with self.engine.together():
+            if self.engine.rank == 0 and self.stopping.step_before % self.plan.save_steps:
+                self.checkpoints.withdraw(self.stopping.step_before)
 
     def _save(self, final: bool, at_once: bool = False) -> None:
         """Save a training state. While updates are skipped this is put off, as the weights may be lost; if it
@@ -281,6 +290,7 @@ class Trainer:
             "position": tuple(self.position),
             "skipped": (self.skips.total, self.skips.in_a_row),
             "stopping": self.stopping.state(),
+            "validation_due": self._validation_due,
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }
         self.saver.save(self.step, progress, at_once, final)

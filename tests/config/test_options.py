@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -24,6 +25,7 @@ from tencentpretrain.config import (
     json_options,
     options_of,
 )
+from tencentpretrain.registry import ENCODERS
 
 PRETRAIN = (ModelConfig, TokenizerConfig, DataConfig, OptimizationConfig, RunConfig, PretrainConfig)
 
@@ -77,6 +79,44 @@ def test_impossible_combinations_are_named_with_both_values() -> None:
         ModelConfig(hidden_size=768, heads_num=7, emb_size=128, target_weights={"sp": 1.0})
     assert "`heads_num` must divide `hidden_size` (768), but is 7 instead." in str(error.value)
     assert len(error.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("values", "what"),
+    [
+        ({"decoder_layers_num": 3}, "a decoder"),
+        ({"tgt_embedding": ("word", "pos")}, "a decoder"),
+        ({"rope_theta": 5e5}, "`rotary_position_embedding`"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "`rotary_position_embedding`"),
+        ({"relative_attention_max_distance": 64}, "`relative_position_embedding`"),
+        ({"label_smoothing": 0.1}, "target lm"),
+        ({"encoder": "lstm", "parameter_sharing": True}, "an encoder of transformer layers"),
+        ({"encoder": "lstm", "feed_forward": "gated"}, "transformer layers"),
+        ({"encoder": "gatedcnn", "layernorm_positioning": "pre"}, "transformer layers"),
+        ({"encoder": "lstm", "local_kv_heads_num": 2}, "attention"),
+        ({"bidirectional": True}, "encoder rnn, lstm or gru"),
+        ({"encoder": "bilstm", "bidirectional": True}, "encoder rnn, lstm or gru"),
+        ({"encoder": "gru", "kernel_size": 3}, "encoder gatedcnn"),
+        ({"sinusoidal_variant": "marian"}, "embedding sinusoidalpos"),
+    ],
+)
+def test_an_option_that_would_do_nothing_is_refused(values: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        ModelConfig(**values)
+    name = list(values)[-1]
+    assert error.value.problems == [f"`{name}` is about {what}, which the model does not have; leave it out."]
+    assert name in options_of(ModelConfig) and ModelConfig(**{name: options_of(ModelConfig)[name].default})
+
+
+def test_options_do_something_wherever_a_module_may_read_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own modules say nothing of it; a target may follow later, as when fine-tuning."""
+    ModelConfig(target=(), label_smoothing=0.1)
+    ModelConfig(encoder="fnet", parameter_sharing=True, feed_forward="gated", layernorm_positioning="pre")
+    both = {"encoder": "lstm", "decoder": "transformer", "target": ("lm",), "rotary_position_embedding": True}
+    whole = ModelConfig(**both, rope_theta=5e5, decoder_layers_num=3, label_smoothing=0.1, pooling="last")
+    assert whole.encoder_alone() == ModelConfig(encoder="lstm", pooling="last")
+    monkeypatch.setitem(ENCODERS._entries, "own", type("OwnEncoder", (), {}))
+    ModelConfig(encoder="own", bidirectional=True, kernel_size=9, feed_forward="gated", has_qk_norm=True)
 
 
 def test_abbreviations_are_refused() -> None:

@@ -135,9 +135,8 @@ def test_every_problem_is_told(run_convert, tmp_path: Path) -> None:
 
 def test_options_of_parts_that_are_not_there_are_neutral(run_convert, tmp_path: Path) -> None:
     source = ours(
-        tmp_path / "ours.bin", **{**BERT_LIKE, "target": ("mlm",)}, pooling="mean", rope_theta=5.0,
-        has_lmtarget_bias=True, relative_attention_buckets_num=7,
-        sinusoidal_variant="marian", tgt_embedding=("word", "pos"), attention_head_size=8,
+        tmp_path / "ours.bin", **{**BERT_LIKE, "target": ("mlm",)}, pooling="mean", has_lmtarget_bias=True,
+        attention_head_size=8,
     )  # fmt: skip
     run_convert("huggingface", source, tmp_path / "back", "--verify")
 

@@ -5,6 +5,7 @@ import itertools
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from tencentpretrain import build_model
 from tencentpretrain.batch import IGNORED, Batch
 from tencentpretrain.config import ModelConfig
 from tencentpretrain.config.data import DataConfig
-from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, leave_signals_to_the_main_process
+from tencentpretrain.data.loader import DataPosition, LoadedBatch, Loader, depend_on_the_main_process
 from tencentpretrain.data.processors import Processor
 from tencentpretrain.data.processors.base import Arrays
 from tencentpretrain.data.processors.mlm import MlmProcessor
@@ -331,12 +332,20 @@ def test_what_a_worker_refuses_reaches_the_user_as_it_was_said(store: TokenStore
     assert str(error.value) == "the first thing is wrong:\n  and the second"
 
 
+def test_workers_whose_main_process_was_killed_while_they_started_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("multiprocessing.parent_process", lambda: SimpleNamespace(pid=os.getppid() + 1))
+    with pytest.raises(SystemExit):
+        depend_on_the_main_process(0)
+
+
 def test_workers_outlive_the_saving_of_the_main_process() -> None:
     """A scheduler's SIGTERM reaches them too; one that dies breaks off what the main process does."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.getsignal(number) for number in numbers]
     try:
-        leave_signals_to_the_main_process(0)
+        depend_on_the_main_process(0)
         os.kill(os.getpid(), signal.SIGTERM)
         assert 3000 < signal.alarm(0) <= 3600
     finally:

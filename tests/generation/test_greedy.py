@@ -42,7 +42,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "pre_norm": {"layernorm_positioning": "pre", "embedding": ("word", "pos")},
 }
 CAUSAL: dict[str, dict[str, Any]] = {
-    **KINDS,
+    **{
+        kind: {name: value for name, value in values.items() if name != "tgt_embedding"}
+        for kind, values in KINDS.items()
+    },
     "alibi": {"alibi_position_embedding": True, "heads_num": 2},
     "window": {"rotary_position_embedding": True, "sliding_window": 3},
     "prefix": {"mask": "causal_with_prefix", "embedding": ("word", "pos", "seg")},

@@ -22,9 +22,9 @@ from tencentpretrain.layers.recomputation import Recomputation
 HIDDEN, HEADS, ROWS, LENGTH = 16, 4, 2, 7
 SMALL = {
     "hidden_size": HIDDEN, "emb_size": HIDDEN, "feedforward_size": 24, "heads_num": HEADS, "layers_num": 3,
-    "max_seq_length": LENGTH, "dropout": 1e-9, "relative_attention_buckets_num": 8,
-    "relative_attention_max_distance": 6,
+    "max_seq_length": LENGTH, "dropout": 1e-9,
 }  # fmt: skip
+RELATIVE = {"relative_attention_buckets_num": 8, "relative_attention_max_distance": 6}
 # With a probability that rounds to zero, attention takes the path with dropout, and drops nothing.
 
 MASKED: dict[str, dict[str, Any]] = {
@@ -76,7 +76,8 @@ def few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_config(**values: Any) -> ModelConfig:
-    return ModelConfig(**{**SMALL, **values})
+    relative = RELATIVE if values.get("relative_position_embedding") else {}
+    return ModelConfig(**{**SMALL, **relative, **values})
 
 
 def randomise(module: nn.Module) -> None:

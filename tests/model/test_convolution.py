@@ -95,7 +95,7 @@ def test_padding_is_mixed_in_as_published_where_it_is_a_segment() -> None:
         ({"encoder": "fnet", "mask": "causal"}, "'fnet' has no attention that `mask` could restrict"),
         (
             {"encoder": "fnet", "sliding_window": 3},
-            "`sliding_window` is about attention, which encoder 'fnet'",
+            "`sliding_window` is about attention, which the model does not have",
         ),
         ({"encoder": "lstm", "has_qkv_bias": True}, "`has_qkv_bias` is about attention"),
         (

@@ -127,8 +127,9 @@ def combinations() -> Iterator[dict[str, Any]]:
             variant = variants[number % len(variants)]
             values = {
                 "hidden_size": 16, "emb_size": 16, "feedforward_size": 12, "encoder": encoder,
-                "decoder": decoder, "target": target, "embedding": embedding, "tgt_embedding": embedding,
-                "dropout": 0.1, "has_lmtarget_bias": number % 3 == 0,
+                "decoder": decoder, "target": target, "embedding": embedding,
+                "tgt_embedding": embedding if decoder else ("word",), "dropout": 0.1,
+                "has_lmtarget_bias": number % 3 == 0,
                 "pooling": ("first", "mean", "max", "last")[number % 4], "mask": "fully_visible", **variant,
             }  # fmt: skip
             yield values
@@ -496,8 +497,11 @@ def test_every_field_is_described() -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"share_embedding": True}, "`share_embedding` is about the embedding of a decoder"),
-        ({"prefix_lm_loss": True, "target": ("mlm",)}, "`prefix_lm_loss` is about target 'lm'"),
+        ({"share_embedding": True}, "`share_embedding` is about a decoder, which the model"),
+        (
+            {"prefix_lm_loss": True, "target": ("mlm",)},
+            "`prefix_lm_loss` is about target lm, which the model",
+        ),
         ({"embedding": ("pos", "seg")}, "`embedding` says where a token is, but not which"),
     ],
 )

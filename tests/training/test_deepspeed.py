@@ -378,7 +378,15 @@ def test_what_follows_an_update_of_all_weights_is_refused() -> None:
 def test_what_each_stage_divides(stage: int, divided: str) -> None:
     """Rajbhandari et al. 2020, figure 1."""
     engine = DeepSpeedEngine(Place(), DeepSpeedSetup({"zero_optimization": {"stage": stage}}, "fp32"))
-    assert sorted(engine.divided) == divided.split()
+    assert sorted(engine.divided) == divided.split() and not engine.on_host
+
+
+def test_what_offloading_keeps_on_the_host() -> None:
+    zero: dict[str, Any] = {"stage": 3, "offload_param": {"device": "cpu"}, "offload_optimizer": None}
+    engine = DeepSpeedEngine(Place(), DeepSpeedSetup({"zero_optimization": zero}, "fp32"))
+    assert engine.on_host == ["weights"]
+    zero |= {"offload_param": {"device": "none"}, "offload_optimizer": {"device": "cpu"}}
+    assert sorted(engine.on_host) == ["gradients", "optimizer"]
 
 
 def test_stage_3_is_not_compiled() -> None:

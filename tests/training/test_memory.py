@@ -17,7 +17,8 @@ from torch import nn
 from tencentpretrain.config import ModelConfig, OptimizationConfig, PretrainConfig
 from tencentpretrain.model import build_model
 from tencentpretrain.training.count import CountConfig, describe_count
-from tencentpretrain.training.dry_run import dry_run
+from tencentpretrain.training.dry_run import describe_memory, dry_run
+from tencentpretrain.training.engines import Place, SingleEngine
 from tencentpretrain.training.memory import (
     Memory,
     _Exact,
@@ -29,7 +30,7 @@ from tencentpretrain.training.memory import (
     measure_memory,
 )
 from tencentpretrain.training.optimizers import make_optimizer
-from tencentpretrain.training.pretraining import checkpoint_activations
+from tencentpretrain.training.pretraining import checkpoint_activations, cost_of_first_batch
 from tencentpretrain.training.settings import read_settings
 
 ROOT = Path(__file__).parents[2]
@@ -78,6 +79,7 @@ def test_each_of_several_ranks_has_a_part_of_what_is_divided() -> None:
     whole = Memory(8, 8, 16, peak=40)
     assert whole.shared(4, ()) == whole
     assert whole.shared(4, ("optimizer", "gradients")) == Memory(8, 2, 4, peak=22)
+    assert whole.without(("optimizer", "weights")) == Memory(0, 8, 0, peak=16)
 
 
 def test_activations() -> None:
@@ -124,6 +126,28 @@ def test_a_state_on_disk_is_weights_and_optimizer(
     monkeypatch.setattr("tencentpretrain.training.dry_run.measure_memory", lambda *_, **__: measured)
     text = dry_run(read_settings(arguments(keep_checkpoints=3)))
     assert "disk: 4.00 GB a training state, 3 are kept" in text
+
+
+def test_what_is_kept_on_the_host_is_not_on_the_device(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Offloading(SingleEngine):
+        divided = on_host = ("gradients", "optimizer")
+
+    measured, engine = Memory(10**9, 10**9, 2 * 10**9, peak=9 * 10**9), Offloading("fp32")
+    monkeypatch.setattr("tencentpretrain.training.dry_run.measure_memory", lambda *_, **__: measured)
+    monkeypatch.setattr("tencentpretrain.training.dry_run.free_memory", lambda device: 8 * 10**9)
+    settings = dataclasses.replace(read_settings(arguments()), place=Place(world_size=2))
+    _, loaded = cost_of_first_batch(settings, engine)
+    lines = {}
+    for kind in ("cpu", "cuda"):
+        engine.device = torch.device(kind)
+        lines[kind] = "\n".join(describe_memory(settings, engine, loaded))
+    assert "host:" not in lines["cpu"] and "gradients 0.50, optimizer 1.00, activations" in lines["cpu"]
+    assert (
+        "about 6.00 GB in a process: weights 1.00, activations and what operations need 5.00" in lines["cuda"]
+    )
+    assert "host: gradients, optimizer 1.50 GB, 8.00 GB free\nfits" in lines["cuda"]
 
 
 def test_only_what_lives_at_once_counts() -> None:

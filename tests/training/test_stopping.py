@@ -15,6 +15,8 @@ import torch
 
 from tencentpretrain.errors import ConfigError
 from tencentpretrain.training import checkpoint
+from tencentpretrain.training.checkpoint import Checkpoints
+from tencentpretrain.training.engines import Engine
 from tencentpretrain.training.stopping import EarlyStopping
 from tencentpretrain.training.trainer import Trainer
 
@@ -35,9 +37,21 @@ def same(one: Path, other: Path) -> bool:
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
+def records_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(f"{output}.logs/metrics.jsonl").read_text().splitlines()]
+
+
+def numbered(output: Path) -> list[int]:
+    """Steps whose weights are there, each with its description."""
+    steps = sorted(int(path.name.rpartition("-")[2]) for path in output.parent.glob(f"{output.name}-*[0-9]"))
+    assert {path.name for path in output.parent.glob(f"{output.name}-[0-9]*.json")} == {
+        f"{output.name}-{step}.json" for step in steps
+    }
+    return steps
+
+
 def losses(output: Path) -> dict[int, float]:
-    records = [json.loads(line) for line in Path(f"{output}.logs/metrics.jsonl").read_text().splitlines()]
-    return {record["step"]: record["eval_loss"] for record in records if "eval_loss" in record}
+    return {record["step"]: record["eval_loss"] for record in records_of(output) if "eval_loss" in record}
 
 
 def test_patience() -> None:
@@ -47,7 +61,7 @@ def test_patience() -> None:
     ]  # fmt: skip
     assert (stopping.best, stopping.step, stopping.exhausted) == (1.0, 3, False)
     other = EarlyStopping(2)
-    other.restore(stopping.state())
+    other.restore(*stopping.state())
     other.add(1.5, 5)
     assert other.exhausted and other.step == 3
     never = EarlyStopping(None)
@@ -69,6 +83,8 @@ def test_it_stops_and_keeps_the_best(run: Run, tmp_path: Path, workplace: Path, 
     assert (
         json.loads((tmp_path / "whole.bin-best.json").read_text())["tokenizer_path"] == "whole.bin.tokenizer"
     )
+    assert best > 5  # which was the best at first, and is no longer there
+    assert numbered(tmp_path / "whole.bin") == [best, whole.step]
     # The same command finds it done; stopped in between, it goes on to the same end.
     assert run("whole.bin", **options).step == whole.step
     with pytest.raises(KeyboardInterrupt):
@@ -76,6 +92,39 @@ def test_it_stops_and_keeps_the_best(run: Run, tmp_path: Path, workplace: Path, 
     (tmp_path / f"parts.bin-{best}").unlink()
     assert run("parts.bin", **options).step == whole.step
     assert same(tmp_path / "parts.bin", tmp_path / "whole.bin") and losses(tmp_path / "parts.bin") == measured
+
+
+@pytest.mark.parametrize("step", [10, 12])
+def test_a_validation_that_was_broken_off_is_made_up_for(
+    run: Run, tmp_path: Path, workplace: Path, step: int
+) -> None:
+    """At the last step, and before; also when its repetition is broken off, or a kill follows it."""
+    options = OPTIONS | {"eval_dataset_path": workplace / "train", "total_steps": 12, "learning_rate": 1e-3}
+    run("whole.bin", **options)
+    output, measured = tmp_path / "parts.bin", losses(tmp_path / "whole.bin")
+    assert min(measured, key=lambda number: measured[number]) == 12
+    with pytest.raises(KeyboardInterrupt):
+        run(output.name, stop=(step, 2), **options)
+    assert step not in losses(output) and not output.exists()
+    validate, evaluate = Trainer._validate, Engine.evaluate
+
+    def interrupted(engine: Engine, batches: Any, stop: list[int], take: Any) -> bool:
+        stop.append(2)
+        return evaluate(engine, batches, stop, take)
+
+    def cut(trainer: Trainer, *arguments: Any) -> bool:
+        validate(trainer, *arguments)
+        raise RuntimeError("power cut")
+
+    for owner, name, instead in ((Engine, "evaluate", interrupted), (Trainer, "_validate", cut)):
+        with pytest.MonkeyPatch.context() as patch, pytest.raises((KeyboardInterrupt, RuntimeError)):
+            patch.setattr(owner, name, instead)
+            run(output.name, **options)
+    assert step in losses(output)
+    run(output.name, **options)
+    assert losses(output) == measured and len(records_of(output)) == len(records_of(tmp_path / "whole.bin"))
+    for name in ("", "-best"):
+        assert same(Path(f"{output}{name}"), tmp_path / f"whole.bin{name}")
 
 
 def test_best_weights_are_named_after_a_kill(
@@ -93,6 +142,30 @@ def test_best_weights_are_named_after_a_kill(
     with pytest.raises(KeyboardInterrupt):
         run(stop=(6, 2), **(options | {"total_steps": 7}))
     assert same(tmp_path / "model.bin-best", tmp_path / "model.bin-5")
+
+
+def test_of_best_weights_the_newest_stay(
+    run: Run, tmp_path: Path, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside those that `--save_checkpoint_steps` asks for; also after a kill before the others went."""
+    options = OPTIONS | {"eval_dataset_path": workplace / "train", "total_steps": 6, "learning_rate": 1e-3}
+    options |= {"eval_steps": 1, "save_checkpoint_steps": 2, "scheduler": "linear"}
+    withdraw = Checkpoints.withdraw
+
+    def cut(checkpoints: Checkpoints, step: int) -> None:
+        assert same(checkpoints.best, Path(f"{checkpoints.output}-{step + 1}"))  # the new ones are complete
+        if step == 3:
+            raise RuntimeError("power cut")
+        withdraw(checkpoints, step)
+
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="power cut"):
+        patch.setattr(Checkpoints, "withdraw", cut)
+        run(**options)
+    assert numbered(tmp_path / "model.bin") == [2, 3, 4]
+    run(**options)
+    measured = losses(tmp_path / "model.bin")
+    assert sorted(measured, key=lambda step: -measured[step]) == [1, 2, 3, 4, 5, 6]
+    assert numbered(tmp_path / "model.bin") == [2, 4, 6]
 
 
 @pytest.mark.parametrize("background", [False, True])

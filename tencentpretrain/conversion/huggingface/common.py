@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
@@ -17,26 +17,14 @@ CONFIG = "config.json"
 LAYERS = {"encoder.transformer": "layers_num", "decoder.transformer_decoder": "decoder_layers_num"}
 OPTIONS = options_of(ModelConfig)
 
-# Options that shape no network a family has: of training, of targets, of encoders other than the transformer.
+# Options that shape no network a family has: of training, of targets, of two streams.
 NEUTRAL = TRAINING_ONLY | {
-    "target", "max_seq_length", "bidirectional", "kernel_size", "block_size", "stream_0", "stream_1",
-    "remove_stream_layernorm",
+    "target", "max_seq_length", "stream_0", "stream_1", "remove_stream_layernorm",
 }  # fmt: skip
-
-# Options that shape the network only if, given our configuration and the parts that are converted.
-CONDITIONAL: dict[str, Callable[[ModelConfig, Sequence[str]], bool]] = {
-    "tgt_embedding": lambda config, parts: config.decoder is not None,
-    "share_embedding": lambda config, parts: config.decoder is not None,
-    "decoder_layers_num": lambda config, parts: config.decoder is not None,
-    "relative_attention_buckets_num": lambda config, parts: config.relative_position_embedding,
-    "relative_attention_max_distance": lambda config, parts: config.relative_position_embedding,
-    "rope_theta": lambda config, parts: config.rotary_position_embedding,
-    "rope_scaling": lambda config, parts: config.rotary_position_embedding,
-    "sinusoidal_variant": lambda config, parts: "sinusoidalpos" in (*config.embedding, *config.tgt_embedding),
-    "has_lmtarget_bias": lambda config, parts: "lm" in parts,
-    "scale_tied_output": lambda config, parts: "lm" in parts,
-    "pooling": lambda config, parts: "sp" in parts or "classification" in parts,
-}
+# Options that shape the network only with one of these parts.
+CONDITIONAL = {
+    "has_lmtarget_bias": {"lm"}, "scale_tied_output": {"lm"}, "pooling": {"sp", "classification"},
+}  # fmt: skip
 
 HEADS_WITH_LABELS = ("classification", "token_classification")
 

@@ -247,8 +247,8 @@ def misfits(family: Family, config: ModelConfig, parts: Sequence[str]) -> Iterat
     """Every option of ours that has a value their model cannot have."""
     mapped = {name for setting in family.settings for name in setting.options}
     expected = fixed_options(family)
-    for name, matters in CONDITIONAL.items():
-        if name not in mapped and matters(config, parts):
+    for name, shaping in CONDITIONAL.items():
+        if name not in mapped and shaping & set(parts):
             expected.setdefault(name, OPTIONS[name].default)
     implied = {
         "attention_head_size": config.hidden_size // config.heads_num,

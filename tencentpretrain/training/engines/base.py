@@ -133,6 +133,11 @@ class Engine:
         """What each rank has a part of: weights, gradients, optimizer."""
         return ("weights", "gradients", "optimizer") if self.sharded else ()
 
+    @property
+    def on_host(self) -> Sequence[str]:
+        """What is kept in the host's memory instead of the device's, named likewise."""
+        return ()
+
     def decisions(self) -> list[str]:
         """A line for each thing that was decided here."""
         if self.device.type == "cuda":

@@ -68,6 +68,14 @@ class DeepSpeedEngine(GroupEngine):
     def divided(self) -> Sequence[str]:
         return ("optimizer", "gradients", "weights")[: self.stage]
 
+    @property
+    def on_host(self) -> Sequence[str]:
+        """Gradients go where the optimizer is (Ren et al. 2021, §4.1)."""
+        parts = {"offload_optimizer": ("optimizer", "gradients"), "offload_param": ("weights",)}
+        zero = self._config["zero_optimization"]
+        asked = [name for name in parts if (zero.get(name) or {}).get("device") == "cpu"]
+        return [part for name in asked for part in parts[name]]
+
     def start(self) -> None:
         super().start()
         deepspeed = load_deepspeed()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,10 @@ class FSDPEngine(GroupEngine):
     @property
     def title(self) -> str:
         return super().title + (", weights on the host" if self._offload else "")
+
+    @property
+    def on_host(self) -> Sequence[str]:
+        return self.divided if self._offload else ()
 
     def building(self) -> AbstractContextManager[None]:
         return self._emptied.building()
