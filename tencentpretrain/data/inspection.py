@@ -13,7 +13,7 @@ import numpy as np
 from tencentpretrain.config import DataConfig
 from tencentpretrain.config.options import option
 from tencentpretrain.config.shared import PLUGINS
-from tencentpretrain.data.store import Array, TokenStore
+from tencentpretrain.data.store import SIDES, Array, TokenStore
 from tencentpretrain.files import complete_file
 from tencentpretrain.registry import PROCESSORS
 
@@ -92,7 +92,7 @@ def describe(store: TokenStore, lengths: Lengths) -> str:
         f"{store.path}: layout '{store.layout}', {np.dtype(store.meta['dtype']).itemsize} bytes a token, "
         f"{len(store.shards)} shards, {size / 1e6:,.1f} MB"
     ]
-    for side in ("tokenizer", "tgt_tokenizer"):
+    for side in SIDES:
         if side in store.meta:
             tokenizer = store.meta[side]
             lines.append(f"{side}: {tokenizer['kind']}, {tokenizer['vocab_size']:,} tokens")
