@@ -38,7 +38,7 @@ CONFIG = "models/bert/mini_config.json"
 VOCABULARY = 21128
 
 
-def pretraining(rows: int, length: int) -> tuple[nn.Module, Batch]:
+def pretraining(rows: int, length: int, **changes: float) -> tuple[nn.Module, Batch]:
     generator = torch.Generator().manual_seed(7)
     ids = torch.randint(5, VOCABULARY, (rows, length), generator=generator)
     hidden = torch.rand(rows, length, generator=generator) < 0.15
@@ -49,7 +49,7 @@ def pretraining(rows: int, length: int) -> tuple[nn.Module, Batch]:
         "mlm_positions": hidden.flatten().nonzero().squeeze(1),
         "sp_labels": torch.randint(0, 2, (rows,), generator=generator),
     }
-    return build_model(load_config(CONFIG), VOCABULARY), batch
+    return build_model(load_config(CONFIG, **changes), VOCABULARY), batch
 
 
 def classification(rows: int, length: int) -> tuple[nn.Module, Batch]:
@@ -75,6 +75,17 @@ def torch_dropout() -> Iterator[None]:
         mock.patch.object(MultiHeadedAttention, "_attend", attend),
     ):
         yield
+
+
+def written_out() -> AbstractContextManager[object]:
+    """Scores of all pairs of positions, their softmax, and the product with the values."""
+
+    def attend(
+        self: MultiHeadedAttention, query: Tensor, key: Tensor, value: Tensor, mask: AttentionMask
+    ) -> tuple[Tensor, AttentionMask]:
+        return self._weighted(self._scores(query, key, mask), value), mask
+
+    return mock.patch.object(MultiHeadedAttention, "_attend", attend)
 
 
 def one_product() -> AbstractContextManager[object]:
@@ -131,6 +142,10 @@ CASES: dict[
     str, tuple[Callable[[], tuple[nn.Module, Batch]], Callable[[], AbstractContextManager[object]]]
 ] = {
     "dropout from 16 random bits": (lambda: pretraining(32, 128), torch_dropout),
+    "attention by torch's kernel, 8 x 512, no dropout": (
+        lambda: pretraining(8, 512, dropout=0.0),
+        written_out,
+    ),
     "vocabulary loss in chunks": (
         lambda: pretraining(32, 128),
         lambda: mock.patch("tencentpretrain.targets.predicted.vocabulary_loss", plain_vocabulary_loss),

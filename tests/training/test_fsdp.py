@@ -37,7 +37,7 @@ BACKGROUND = {"async_checkpoint": True, "save_checkpoint_steps": 2}
 UNUSUAL = {
     "shared": ("bert", {"parameter_sharing": True}),
     "recomputed": ("t5", {"activation_checkpointing": True, "layers_num": 1}),
-    "recurrent": ("gpt2", {"encoder": "lstm", "mask": "fully_visible"}),
+    "recurrent": ("gpt2", {"encoder": "lstm", "mask": "fully_visible", "layernorm_positioning": "post"}),
     "adafactor": ("bert", {"optimizer": "adafactor"}),
     "unused": ("unused", {}),
 }
