@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from tencentpretrain.config.model import ModelConfig
+from tencentpretrain.config.model import ModelConfig, idle_options
 from tencentpretrain.config.options import Option, options_of
 from tencentpretrain.errors import ConfigError, UserError, did_you_mean
 from tencentpretrain.files import read_json
@@ -111,6 +112,20 @@ class Options:
     def add_layer(self, origin: str, values: Mapping[str, Any]) -> None:
         """Add values that the command line and the layers added before override."""
         self._layers.append((origin, dict(values)))
+
+    def add_description(self, origin: str, values: Mapping[str, Any]) -> None:
+        """Add what lies beside weights, but for options that would do nothing in the model that the layers
+        before make of it: nobody asked for them here."""
+        asked = {name for name in values if self.said(name)}
+        self.add_layer(origin, values)
+        added = self._layers[-1][1]
+        model = types.SimpleNamespace(**{name: self.get(name) for name in options_of(ModelConfig)})
+        while idle := {
+            name: one for name, one in idle_options(model).items() if name in added.keys() - asked
+        }:
+            for name, one in idle.items():  # another may need it
+                del added[name]
+                setattr(model, name, one.default)
 
     def add_json(self, path: str | Path, known: Mapping[str, Option]) -> None:
         """Add a configuration file; keys that no part of the toolkit knows are errors."""

@@ -139,7 +139,7 @@ def start_from(options: Options, option: str, finetuned: bool = False) -> Start:
         known = dict(description)
         if not finetuned:
             known.pop("seq_length", None)  # of another task
-        options.add_layer(f"{path}.json", known)
+        options.add_description(f"{path}.json", known)
     names = ("config_path", *options_of(TokenizerConfig), *options_of(ModelConfig))
     given = {name: options.get(name) for name in names if options.given(name)}
     return Start(None if path is None else Path(path), description or {}, given, finetuned)

@@ -88,7 +88,8 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     if description is not None:
         load_plugins(tuple(description.get("plugins", ())))
         known = {*options_of(ModelConfig), "plugins"}
-        options.add_layer(pretrained, {name: value for name, value in description.items() if name in known})
+        of_model = {name: value for name, value in description.items() if name in known}
+        options.add_description(pretrained, of_model)
     sources = open_sources(options.get("dataset_path"))
     if options.get("verify_dataset"):
         for source in sources:

@@ -278,3 +278,23 @@ def test_what_lies_beside_weights_is_a_configuration(tmp_path: Path) -> None:
         "plugins": [],
     }  # fmt: skip
     assert load_config(write(tmp_path / "m.bin.json", beside)) == ModelConfig()
+
+
+def test_what_weights_had_and_would_do_nothing_here_is_left_out() -> None:
+    had = ModelConfig(
+        target=("lm",), mask="causal", label_smoothing=0.1, rotary_position_embedding=True, rope_theta=5e5
+    )
+
+    def built(*arguments: str) -> ModelConfig:
+        options = Options("", ModelConfig, arguments=arguments)
+        options.add_description("weights.bin.json", as_json(had))
+        (config,) = options.build(ModelConfig)
+        assert isinstance(config, ModelConfig)
+        return config
+
+    assert built() == had
+    assert built("--target", "mlm").label_smoothing == 0.0
+    recurrent = built("--encoder", "lstm")
+    assert (recurrent.rotary_position_embedding, recurrent.rope_theta) == (False, 10000.0)
+    with pytest.raises(ConfigError, match="`label_smoothing` is about target lm"):
+        built("--target", "mlm", "--label_smoothing", "0.2")

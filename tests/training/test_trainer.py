@@ -388,7 +388,12 @@ def test_what_a_decoder_reads_has_to_fit_its_positions() -> None:
     assert problem.startswith("`tgt_seq_length` (17) must not exceed `max_seq_length` (16)")
     (problem,) = length_problems(dataclasses.replace(config, embedding=("word", "pos")), 100)  # said once
     assert problem.startswith("`seq_length` (100)")
-    assert length_problems(dataclasses.replace(config, decoder=None, tgt_embedding=("word",), mask="causal"), 100) == []
+    assert (
+        length_problems(
+            dataclasses.replace(config, decoder=None, tgt_embedding=("word",), mask="causal"), 100
+        )
+        == []
+    )
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(
