@@ -25,10 +25,10 @@ MOST_EPOCHS = _EPOCHS // 2
 
 
 class Source(NamedTuple):
-    """A store and the probability that a sample comes from it."""
+    """A store and the probability that a sample comes from it; None: what its share of the samples is."""
 
     store: TokenStore
-    weight: float
+    weight: float | None
 
 
 def open_sources(paths: Sequence[str]) -> tuple[Source, ...]:
@@ -59,8 +59,9 @@ def open_sources(paths: Sequence[str]) -> tuple[Source, ...]:
         raise ConfigError("--dataset_path names a dataset twice; give it a larger weight instead.")
     if len(stores) > _SOURCES:
         raise ConfigError(f"--dataset_path names {len(stores)} datasets, at most {_SOURCES} can be mixed.")
-    shares = weights or [store.tokens_num for store in stores]
-    return tuple(Source(store, share / sum(shares)) for store, share in zip(stores, shares, strict=True))
+    if not weights:
+        return tuple(Source(store, None if len(stores) > 1 else 1.0) for store in stores)
+    return tuple(Source(store, weight / sum(weights)) for store, weight in zip(stores, weights, strict=True))
 
 
 def check_options(stores: Sequence[TokenStore], options: Options) -> None:
@@ -101,20 +102,24 @@ class MixtureProcessor(Processor):
 
     Args:
         processors: one for each source.
-        weights: the probability of each, adding up to 1.
+        weights: the probability of each, adding up to 1; None for each: of every sample the same.
 
     Raises:
         ConfigError: see `check_epochs`.
     """
 
-    def __init__(self, processors: Sequence[Processor], weights: Sequence[float]) -> None:
+    def __init__(self, processors: Sequence[Processor], weights: Sequence[float | None]) -> None:
         first = processors[0]
         self.name, self.provides, self.pad_id = first.name, first.provides, first.pad_id  # type: ignore[misc]
         self.store, self.config, self.tokenizer = first.store, first.config, first.tokenizer
         self.processors = processors
-        self.weights = weights
         self._sizes: list[list[int]] = [[] for _ in processors]  # samples of the epochs of each source so far
-        self._size = sum(self._epoch_size(source, 0) for source in range(len(processors)))
+        sizes = [self._epoch_size(source, 0) for source in range(len(processors))]
+        self._size = sum(sizes)
+        self.weights = [
+            size / self._size if weight is None else weight
+            for size, weight in zip(sizes, weights, strict=True)
+        ]
         self.check_epochs(0)
 
     def epochs(self, samples: float) -> list[float]:

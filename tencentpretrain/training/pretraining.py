@@ -282,8 +282,8 @@ def describe_data(settings: Settings, loader: Loader, validation: Loader | None)
         asked = steps * batch * samples / rows
         loader.processor.check_epochs(asked)
         epochs = loader.processor.epochs(asked)
-        for number, (source, own) in enumerate(zip(settings.sources, epochs, strict=True)):
-            lines[number] += f"; probability {source.weight:.3g}, {own:.2f} epochs"
+        for number, (weight, own) in enumerate(zip(loader.processor.weights, epochs, strict=True)):
+            lines[number] += f"; probability {weight:.3g}, {own:.2f} epochs"
     lines[-1] += (
         f", {samples:,} {settings.data.data_processor} samples of up to {settings.data.seq_length} tokens"
         f"{f', in about {rows:,} rows' if settings.data.packing else ''}; "

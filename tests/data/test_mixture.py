@@ -65,10 +65,21 @@ def test_a_source_is_gone_through_epoch_by_epoch(processors: list[Processor]) ->
 
 
 def test_without_weights_every_sample_comes_once(processors: list[Processor]) -> None:
-    total = sum(SIZES)
-    mixture = MixtureProcessor(processors, [size / total for size in SIZES])
+    mixture = MixtureProcessor(processors, [None] * len(processors))
     for epoch in range(3):
-        assert len(set(documents(mixture, epoch))) == total
+        assert len(set(documents(mixture, epoch))) == sum(SIZES)
+
+
+def test_without_weights_samples_count_not_tokens(tmp_path: Path) -> None:
+    stores = [
+        write_store(tmp_path / name, [[[10 + n] * length] for n in range(number)], "documents")
+        for name, number, length in (("many_short", 40, 1), ("few_long", 4, 6))
+    ]
+    config = DataConfig(data_processor="mlm", seq_length=8)
+    processors = [PROCESSORS["mlm"](store, config, PlainTokenizer()) for store in stores]
+    mixture = MixtureProcessor(processors, [None, None])
+    assert mixture.epochs(44) == [1.0, 1.0]
+    assert np.unique(mixture.plan(0)).size == 44
 
 
 @pytest.mark.parametrize("packing", [False, True])
