@@ -65,9 +65,10 @@ def average_models(config: AverageConfig) -> str:
         other = read_description(path)
         if description and other:
             check_against_description(described_config(path, other), description, paths[0])
-            prints = [each.get("tokenizer_fingerprint") for each in (description, other)]
-            if None not in prints and prints[0] != prints[1]:
-                raise ConfigError(f"{paths[0]} and {path} were made with different tokenizers.")
+            for key in ("tokenizer_fingerprint", "tgt_tokenizer_fingerprint"):
+                prints = {each[key] for each in (description, other) if key in each}
+                if len(prints) > 1:
+                    raise ConfigError(f"{paths[0]} and {path} were made with different tokenizers.")
 
     def mean(name: str) -> Tensor:
         tensor = first[name]

@@ -20,19 +20,21 @@ class BlocksConfig:
 def convert_into_blocks(config: BlocksConfig) -> str:
     """Write weights as files of about `block_size`, one of them in memory at a time.
 
-    Tensors keep their type. `tencentpretrain_model.bin.index.json` says which file holds which; what lies
-    beside the weights is copied.
+    Tensors keep their type, and have our names. `tencentpretrain_model.bin.index.json` says which file holds
+    which; what lies beside the weights is copied.
 
     Raises:
         UserError: the weights cannot be read, or the output is what is read.
     """
-    from tencentpretrain.description import carried, description_path
-    from tencentpretrain.files import check_not_input, complete_directory, read_json, write_json
-    from tencentpretrain.state_dict import origin, read_tensors, renamed, save_weights
+    from tencentpretrain.description import carried, description_path, read_description
+    from tencentpretrain.files import check_not_input, complete_directory, write_json
+    from tencentpretrain.state_dict import origin, renamed, save_weights
+    from tencentpretrain.weights import open_weights
 
     source, target = Path(config.input_model_path), Path(config.output_model_path)
     check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
-    tensors = read_tensors(source)
+    tensors, _ = open_weights(source)
+    description = read_description(source)
     blocks: list[list[str]] = [[]]
     size = total = 0
     places: dict[object, int] = {}  # tied weights are in one block
@@ -47,6 +49,8 @@ def convert_into_blocks(config: BlocksConfig) -> str:
         places[key] = len(blocks) - 1
         blocks[-1].append(name)
         size, total = size + added, total + added
+    if description is not None:
+        description = carried(description, source, target)
     with complete_directory(target) as temporary:
         index: dict[str, str] = {}
         for number, names in enumerate(blocks):
@@ -55,6 +59,6 @@ def convert_into_blocks(config: BlocksConfig) -> str:
             index |= dict.fromkeys(names, file)
         content = {"metadata": {"total_size": total}, "weight_map": index}
         write_json(temporary / "tencentpretrain_model.bin.index.json", content)
-    if description_path(source).is_file():
-        write_json(description_path(target), carried(read_json(description_path(source)), source, target))
+    if description is not None:
+        write_json(description_path(target), description)
     return f"{target}: {len(blocks)} blocks, {total / 1e9:.2f} GB"

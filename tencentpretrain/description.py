@@ -84,10 +84,13 @@ def carried(description: Mapping[str, Any], source: Path, path: Path) -> dict[st
     from tencentpretrain.tokenizers import load_tokenizer
 
     value = dict(description)
-    for prefix in ("", "tgt_"):
-        if directory := value.pop(f"{prefix}tokenizer_path", None):
-            tokenizer = load_tokenizer(source.parent / directory, "tgt" if prefix else "src")
-            value = _describe_tokenizer(path, prefix, tokenizer) | value
+    tokenizers = {  # all of them, before one is written
+        prefix: load_tokenizer(source.parent / directory, "tgt" if prefix else "src")
+        for prefix in ("", "tgt_")
+        if (directory := value.pop(f"{prefix}tokenizer_path", None))
+    }
+    for prefix, tokenizer in tokenizers.items():
+        value = _describe_tokenizer(path, prefix, tokenizer) | value
     return value
 
 

@@ -22,6 +22,7 @@ from tencentpretrain.targets.output import TargetOutput
 
 SCRATCH = 1.05  # what libraries of matrix products take beside the tensors, on a CPU (benchmarks/memory.py)
 FEW_LAYERS = 6  # deep models are judged by about so many layers, and twice as many
+_FARTHEST = 16  # times the rows asked for: what is measured at most
 _REFINEMENTS = 3  # of the largest batch; memory does not grow quite evenly with the rows
 
 
@@ -326,7 +327,9 @@ def largest_batch(measure: Callable[[int], Memory], rows: int, known: Memory, ro
         one, other = (1, few), (rows, known.peak)
     for _ in range(_REFINEMENTS):
         # Losses are computed in chunks, so that a measurement of very many rows takes long.
-        between = min(_on_the_line(one, other, room), 8 * max(one[0], other[0]))
+        between = min(_on_the_line(one, other, room), _FARTHEST * rows)
+        if between in (one[0], other[0]):
+            break
         nearer = min(one, other, key=lambda point: abs(point[1] - room))
         one, other = nearer, (between, measure(between).peak)
     return _on_the_line(one, other, room)

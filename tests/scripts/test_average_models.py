@@ -10,9 +10,11 @@ import torch
 
 from tencentpretrain import WeightsError, build_model, load_weights
 from tencentpretrain.average import AverageConfig, average_models
+from tencentpretrain.blocks import BlocksConfig, convert_into_blocks
 from tencentpretrain.config import ModelConfig, TokenizerConfig
-from tencentpretrain.description import described_config, make_description, read_description
+from tencentpretrain.description import described_config, description_path, make_description, read_description
 from tencentpretrain.errors import ConfigError, UserError
+from tencentpretrain.files import read_json, write_json
 from tencentpretrain.tokenizers import build_tokenizer, load_tokenizer
 from tencentpretrain.weights import publish_weights
 
@@ -64,6 +66,13 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         average(output, tmp_path / "one", tmp_path / "two", tmp_path / "wide")
     with pytest.raises(ConfigError, match="hidden_act"):  # no shape shows it
         average(output, tmp_path / "one", tmp_path / "relu")
+    described = read_json(description_path(tmp_path / "two"))
+    for number, name in enumerate(("one", "two")):
+        beside = description_path(tmp_path / name)
+        write_json(beside, read_json(beside) | {"tgt_tokenizer_fingerprint": str(number)})
+    with pytest.raises(ConfigError, match="different tokenizers"):
+        average(output, tmp_path / "one", tmp_path / "two")
+    write_json(description_path(tmp_path / "two"), described)
     with pytest.raises(ConfigError, match="a mean needs two"):
         average(output, tmp_path / "one")
     with pytest.raises(UserError, match="would be overwritten"):
@@ -87,20 +96,41 @@ def test_files_of_other_toolkits(tmp_path: Path) -> None:
     assert json.dumps(sorted(path.name for path in tmp_path.glob("*mean2*"))) == "[]"
 
 
-def test_directories_of_transformers(tmp_path: Path) -> None:
-    """Their tokenizer is written beside the mean, and nothing else of them."""
+@pytest.fixture
+def theirs(tmp_path: Path) -> Path:
+    """Two directories of Transformers, `one` and `other`."""
     transformers = pytest.importorskip("transformers")
-    for name in ("one", "other"):
-        directory = tmp_path / name
-        config = transformers.BertConfig(
-            vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
-        )
-        transformers.BertForMaskedLM(config).save_pretrained(directory)
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
-        (directory / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
-    average(tmp_path / "mean.bin", tmp_path / "one", tmp_path / "other")
-    carried = tmp_path / "mean.bin.tokenizer"
-    assert not list(carried.rglob("*.safetensors"))
-    assert load_tokenizer(tmp_path / "mean.bin").encode("b d") == load_tokenizer(tmp_path / "one").encode(
-        "b d"
+    config = transformers.BertConfig(
+        vocab_size=9, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
     )
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "c", "d"]
+    for name in ("one", "other"):
+        transformers.BertForMaskedLM(config).save_pretrained(tmp_path / name)
+        (tmp_path / name / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
+    return tmp_path
+
+
+def check_carried(tokenizer: Path, source: Path) -> None:
+    assert not list(tokenizer.rglob("*.safetensors"))
+    ids = [load_tokenizer(path).encode("b d") for path in (tokenizer, source)]
+    assert ids[0] == ids[1]
+
+
+def test_directories_of_transformers(theirs: Path) -> None:
+    """Their tokenizer is written beside the mean, and nothing else of them."""
+    average(theirs / "mean.bin", theirs / "one", theirs / "other")
+    check_carried(theirs / "mean.bin.tokenizer", theirs / "one")
+
+
+def test_blocks_of_a_directory_of_transformers(theirs: Path) -> None:
+    source, target = theirs / "one", theirs / "blocks"
+    convert_into_blocks(BlocksConfig(input_model_path=str(source), output_model_path=str(target)))
+    check_carried(theirs / "blocks.tokenizer", source)
+    models = []
+    for path in (source, target):
+        description = read_description(path)
+        assert description is not None
+        models.append(build_model(described_config(path, description), 9))
+        load_weights(models[-1], path)
+    for (name, one), other in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(one, other), name
