@@ -405,7 +405,10 @@ def test_rows_of_words_that_are_not_asked_for_or_those_of_the_vocabulary(
     assert with_words.has_words and not without.has_words
     options: dict[str, Any] = {"seq_length": 30, "whole_word_masking": whole_words, **masking}
     one, other = (rows_of(store, name, **options) for store in (with_words, without))
-    begins_inside = any(continues[sentence[0][0]] for document in documents for sentence in document)
+    sentences = [[id for word in sentence for id in word] for document in documents for sentence in document]
+    begins_inside = any(continues[ids[0]] for ids in sentences)
+    # Sentences longer than a row are cut, and bart puts the rest, too, behind others.
+    begins_inside |= name == "bart" and any(len(ids) > 28 for ids in sentences)
     if not (whole_words and begins_inside):  # the vocabulary does not see where a text begins
         assert all((one[field] == other[field]).all() for field in one)
 
