@@ -111,7 +111,9 @@ def read_tensors(path: Path) -> Mapping[str, Tensor]:
         with path.open("rb") as file:
             head = file.read(512)
     except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file{neighbours(path)}.") from None
+        raise WeightsError(
+            f"{path}: no such file{neighbours(path)}; weights are expected, a file or a directory of them."
+        ) from None
     size = path.stat().st_size
     if not size:
         raise WeightsError(f"{path} is empty (0 bytes); the copy or download that made it did not work.")

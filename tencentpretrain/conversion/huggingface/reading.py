@@ -127,7 +127,9 @@ def read(
             "they are converted to, choose one class of several"
         )
     if family.head is not None and not (converted.parts or converted.incomplete):
-        notes.append(f"there is no {family.head} head, which {home / CONFIG} names")
+        named = family.architectures[(family.head,)] in (config.get("architectures") or ())
+        which = f", which {home / CONFIG} names" * named
+        notes.append(f"there is no {family.head.replace('_', ' ')} head in the weights{which}")
     if values.get("tie_weights", False) and not shared["tie_weights"]:
         notes.append(
             f"{home / CONFIG} says that the word embeddings are tied, but they differ; taken as untied"
