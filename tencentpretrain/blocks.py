@@ -27,12 +27,18 @@ def convert_into_blocks(config: BlocksConfig) -> str:
         UserError: the weights cannot be read, or the output is what is read.
     """
     from tencentpretrain.description import carried, description_path, read_description
+    from tencentpretrain.errors import UserError
     from tencentpretrain.files import check_not_input, complete_directory, write_json
     from tencentpretrain.state_dict import origin, renamed, save_weights
     from tencentpretrain.weights import open_weights
 
     source, target = Path(config.input_model_path), Path(config.output_model_path)
     check_not_input(target, "--output_model_path", {"input_model_path": config.input_model_path})
+    if source.resolve().is_relative_to(target.resolve()):
+        raise UserError(
+            f"--output_model_path {target} holds --input_model_path {source}, and would be replaced as a "
+            "whole; give another path."
+        )
     tensors, _ = open_weights(source)
     description = read_description(source)
     blocks: list[list[str]] = [[]]

@@ -14,6 +14,7 @@ from tencentpretrain import load_tokenizer
 from tencentpretrain.blocks import BlocksConfig, convert_into_blocks
 from tencentpretrain.config import ModelConfig, TokenizerConfig
 from tencentpretrain.description import read_description, write_description
+from tencentpretrain.errors import UserError
 from tencentpretrain.files import read_json
 from tencentpretrain.state_dict import LazyTensors, read_tensors, save_weights
 from tencentpretrain.streaming import stream_tensors
@@ -65,6 +66,9 @@ def test_blocks(tmp_path: Path) -> None:
     assert index["metadata"] == {"total_size": 2000}
     assert index["weight_map"]["tied"] == index["weight_map"]["layer.0"] == "tencentpretrain_model-0.bin"
     assert index["weight_map"]["layer.4"] == "tencentpretrain_model-2.bin"
+    for output in (source, tmp_path, tmp_path / "elsewhere" / ".."):
+        with pytest.raises(UserError, match=r"--output_model_path .* --input_model_path .*; give another"):
+            convert_into_blocks(BlocksConfig(str(source), str(output)))
     read = read_tensors(target)
     assert read.keys() == weights.keys() and all(torch.equal(read[name], weights[name]) for name in weights)
     source.unlink()

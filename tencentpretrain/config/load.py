@@ -160,6 +160,11 @@ class Options:
             raise ConfigError(f"--{name} is required: {self._options[name].metadata['help']}")
         return self._options[name].default
 
+    def paths_read(self, *written: str) -> dict[str, str | None]:
+        """What options named *_path say, by option, but for those whose files are written."""
+        names = [name for name in self._options if name.endswith("_path") and name not in written]
+        return {name: path for name in names if not isinstance(path := self.get(name), tuple)}
+
     def build(self, *concerns: type[Any]) -> tuple[Any, ...]:
         """One instance of each concern.
 

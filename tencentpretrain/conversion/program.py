@@ -237,6 +237,11 @@ def bring(config: ConversionConfig, read: Callable[[Path], TheirModel], siamese:
             f"--output_model_path: {target} would lie in a Hugging Face directory, as its weights; give "
             "another place."
         )
+    own = description_path(target).is_file()  # of an earlier conversion
+    if source.is_dir() and target.is_file() and target.resolve().is_relative_to(source.resolve()) and not own:
+        raise ConfigError(
+            f"--output_model_path: {target} is a file of --input_model_path {source}; give another path."
+        )
     model = read(source)
     check_layers(source, model.tensors, config)
     tensors = two_streams(model.tensors) if siamese else model.tensors

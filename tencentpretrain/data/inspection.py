@@ -14,6 +14,7 @@ from tencentpretrain.config import DataConfig
 from tencentpretrain.config.options import option
 from tencentpretrain.config.shared import PLUGINS
 from tencentpretrain.data.store import SIDES, Array, TokenStore
+from tencentpretrain.errors import UserError
 from tencentpretrain.files import complete_file
 from tencentpretrain.registry import PROCESSORS
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 BINS_OF_OCTAVE = 4  # bars of the histogram from a length to its double
 AT_ONCE = 1 << 20  # documents whose lengths are in memory
+LABELS_SHOWN = 20  # the most frequent ones
 IGNORED_MARK = "·"  # where nothing is predicted
 
 
@@ -33,7 +35,9 @@ class InspectConfig:
     output_path: str | None = option(
         None, "PNG of the lengths of documents; default: <dataset_path>-lengths.png."
     )
-    examples: int = option(3, "Rows of the first batch that are shown; 0: none.", minimum=0)
+    examples: int = option(
+        3, "Rows of the first batch that are shown, at most those of an epoch; 0: none.", minimum=0
+    )
     verify_dataset: bool = option(False, "Compare every file with its checksum.")
     plugins: tuple[str, ...] = PLUGINS()
 
@@ -70,7 +74,8 @@ class Lengths:
         widths = np.diff(np.append(self.borders, 2 * self.borders[-1]))
         axes.bar(self.borders[used], self.counts[used], widths[used], align="edge", edgecolor="white")
         axes.set_xscale("symlog", base=2, linthresh=1)
-        axes.set_title(title)
+        # Names of files need not be Unicode, and a dollar in them begins no formula.
+        axes.set_title(title.encode("utf-8", "backslashreplace").decode("utf-8"), parse_math=False)
         axes.set_xlabel("tokens of a document")
         axes.set_ylabel("documents")
         axes.grid(alpha=0.3)
@@ -112,7 +117,10 @@ def describe(store: TokenStore, lengths: Lengths) -> str:
         counts = np.zeros(store.labels_num, np.int64)
         for shard in store.shards:
             counts += np.bincount([] if shard.labels is None else shard.labels, minlength=store.labels_num)
-        lines.append("labels: " + ", ".join(f"{label}: {count:,}" for label, count in enumerate(counts)))
+        occurring = np.flatnonzero(counts)
+        shown = occurring[np.argsort(-counts[occurring], kind="stable")][:LABELS_SHOWN]
+        more = [f"{len(occurring) - len(shown):,} more"] if len(occurring) > len(shown) else []
+        lines.append("labels: " + ", ".join([*(f"{label}: {counts[label]:,}" for label in shown), *more]))
     corpus = store.meta["corpus"]
     if part := corpus.get("part"):
         lines.append(f"part {part['number']} of {part['of']} of the corpus")
@@ -131,7 +139,7 @@ def describe(store: TokenStore, lengths: Lengths) -> str:
 
 
 def examples(store: TokenStore, config: DataConfig, rows_num: int) -> Iterator[str]:
-    """Rows of the first batch of a training with these options, in lines.
+    """Rows of the first batch of a training with these options, in lines; no more than an epoch has.
 
     Raises:
         DataError: the data processor cannot use the store.
@@ -139,6 +147,7 @@ def examples(store: TokenStore, config: DataConfig, rows_num: int) -> Iterator[s
     from tencentpretrain.data.loader import Loader, is_sequence  # needs torch
 
     processor = PROCESSORS[config.data_processor](store, config, store.tokenizer)
+    rows_num = min(rows_num, Loader(processor, rows_num).rows_num())
     batch = next(Loader(processor, rows_num).batches()).batch
     for row in range(rows_num):
         lines = [f"example {row + 1}"]
@@ -182,9 +191,12 @@ def inspect(config: InspectConfig, data: DataConfig) -> Sequence[str]:
         What was found, in paragraphs.
 
     Raises:
-        UserError: a file was changed, or the data processor cannot use the store.
+        UserError: a file was changed, the processor cannot use the store, or the picture would lie in it.
     """
     store = TokenStore.open(config.dataset_path)
+    path = Path(config.output_path or f"{store.path}-lengths.png")
+    if path.resolve().is_relative_to(store.path.resolve()):
+        raise UserError(f"--output_path {path} is in the token store {store.path}; give another path.")
     if config.verify_dataset:
         store.verify()
     store.check_borders()
@@ -192,7 +204,6 @@ def inspect(config: InspectConfig, data: DataConfig) -> Sequence[str]:
     found = [describe(store, lengths)]
     if config.verify_dataset:
         found.append("Every file has its checksum, and the tokenizer is the one it was made with.")
-    path = Path(config.output_path or f"{store.path}-lengths.png")
     lengths.draw(path, store.path.name)
     found.append(f"{path}: lengths of documents.")
     return found + (list(examples(store, data, config.examples)) if config.examples else [])

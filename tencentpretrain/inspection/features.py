@@ -152,7 +152,7 @@ def extract_features(arguments: Sequence[str] | None = None) -> None:
     )
     start = start_features(options)
     model_config, tokenizer_config, config, features = options.build(*concerns)
-    output = check_paths(config, "prediction_path", ("test_path",), "load_model_path")
+    output = check_paths(options, "prediction_path", ("test_path",))
     start_logging(RunConfig())
     tokenizer = start.tokenizer(tokenizer_config)
     texts = read_lines(Path(config.test_path), "sentences, one a line")

@@ -113,12 +113,10 @@ def extract_embeddings(arguments: Sequence[str] | None = None) -> None:
         UserError: options or weights are wrong.
     """
     concerns = (WordEmbeddingsConfig, TokenizerConfig)
-    config, tokenizer_config = Options(
-        "Write the word embedding of a model as text.", *concerns, arguments=arguments
-    ).build(*concerns)
+    options = Options("Write the word embedding of a model as text.", *concerns, arguments=arguments)
+    config, tokenizer_config = options.build(*concerns)
     output = Path(config.word_embedding_path)
-    inputs = {"load_model_path": config.load_model_path, "vocab_path": tokenizer_config.vocab_path}
-    check_not_input(output, "--word_embedding_path", inputs)
+    check_not_input(output, "--word_embedding_path", options.paths_read("word_embedding_path"))
     check_writable(output, "--word_embedding_path")
     tokens, vectors = word_vectors(Path(config.load_model_path), tokenizer_config)
     # A blank token would end the line before its numbers; a vocabulary has them where an id is not used.

@@ -19,7 +19,7 @@ from tencentpretrain.config import (
     TokenizerConfig,
 )
 from tencentpretrain.errors import ConfigError
-from tencentpretrain.files import complete_file
+from tencentpretrain.files import check_not_input, complete_file
 from tencentpretrain.registry import TASKS
 from tencentpretrain.tasks.base import Task
 from tencentpretrain.tasks.finetuning import Finetuning, evaluate, named, predict
@@ -57,6 +57,8 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
     kind_of_engine = choose_engine(run.engine, place.world_size)
     if kind_of_engine not in ("single", "ddp"):
         raise ConfigError(f"--engine {kind_of_engine} is for pre-training; fine-tuning has single and ddp.")
+    if run.log_path:
+        check_not_input(Path(run.log_path), "--log_path", options.paths_read("log_path"))
     start_logging(run, place.rank)
     engine: Engine = SingleEngine(run.precision, run.compile)
     if kind_of_engine == "ddp":
@@ -66,7 +68,7 @@ def finetune(name: str, arguments: Sequence[str] | None = None) -> None:
         log.setLevel(logging.ERROR)  # one rank tells what all do
     with engine.together():
         data = ("train_path", "dev_path", "test_path")
-        output = check_paths(config, "output_model_path", data, "pretrained_model_path", engine.rank == 0)
+        output = check_paths(options, "output_model_path", data, engine.rank == 0)
         tokenizer = start.tokenizer(configs[TokenizerConfig])
         start.check(model_config, tokenizer)
         task = kind(tokenizer, config.seq_length, configs)
@@ -115,7 +117,7 @@ def infer(name: str, arguments: Sequence[str] | None = None) -> None:
     configs = dict(zip(concerns, options.build(*concerns), strict=True))
     config = configs[InferConfig]
     model_config = model_for(kind, configs[ModelConfig], config.seq_length)
-    output = check_paths(config, "prediction_path", ("test_path",), "load_model_path")
+    output = check_paths(options, "prediction_path", ("test_path",))
     start_logging(RunConfig())
     engine = SingleEngine(config.precision)
     tokenizer = start.tokenizer(configs[TokenizerConfig])

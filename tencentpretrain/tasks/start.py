@@ -164,22 +164,21 @@ def model_for(task: type[Task], config: ModelConfig, seq_length: int) -> ModelCo
     return config
 
 
-def check_paths(config: Any, output: str, data: Sequence[str], weights: str, writes: bool = True) -> Path:
+def check_paths(options: Options, output: str, data: Sequence[str], writes: bool = True) -> Path:
     """The path of a program's output, once all its paths are known to be usable.
 
     Args:
-        config: has the paths; `output`, `data` and `weights` are their names.
+        output, data: options that name what is written, and tables that are read.
         writes: whether this process is the one that will write the output.
 
     Raises:
         UserError: the output would replace an input, cannot be written, or an input cannot be read.
     """
-    path = Path(getattr(config, output))
-    inputs = {name: getattr(config, name) for name in (*data, weights)}
+    path, inputs = Path(options.get(output)), options.paths_read(output)
     check_not_input(path, f"--{output}", inputs)
     for name in data:
-        if inputs[name] is not None:
-            check_readable(Path(inputs[name]), f"--{name}")
+        if (table := inputs[name]) is not None:
+            check_readable(Path(table), f"--{name}")
     if writes:
         check_writable(path, f"--{output}")
     return path

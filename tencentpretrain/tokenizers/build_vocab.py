@@ -21,7 +21,7 @@ from tencentpretrain.config.shared import CORPUS_PATH
 from tencentpretrain.data.corpora import Block, CorpusFile, blocks, corpus_files, progress_bar
 from tencentpretrain.data.lines import CONVERT, read_texts
 from tencentpretrain.errors import ConfigError, DataError
-from tencentpretrain.files import complete_file
+from tencentpretrain.files import check_not_input, complete_file
 from tencentpretrain.tokenizers.vocabulary import parse_line, write_merges, write_vocabulary
 from tencentpretrain.tokenizers.words import WordTable
 
@@ -86,17 +86,22 @@ class BuildVocabConfig:
             return self.vocab_size
         return sys.maxsize if self.type == "count" else 32000
 
+    @property
+    def merges(self) -> Path:
+        """Where bpe writes its merges."""
+        return Path(self.merges_path or Path(self.output_path).with_name("merges.txt"))
+
 
 class Corpus:
     """Lines of corpus files; those that cannot be used are left out and counted in `bad_lines_num`."""
 
     def __init__(self, paths: tuple[str, ...]) -> None:
         self.paths = paths
-        self._files: list[CorpusFile] = corpus_files(paths, json_format=False)
+        self.files: list[CorpusFile] = corpus_files(paths, json_format=False)
         self.bad_lines_num = 0
 
     def _blocks(self) -> Iterator[Block]:
-        return itertools.chain.from_iterable(map(blocks, self._files))
+        return itertools.chain.from_iterable(map(blocks, self.files))
 
     def lines(self) -> Iterator[str]:
         """All lines that are text; DataError where there is none."""
@@ -107,7 +112,7 @@ class Corpus:
         return itertools.chain([first], lines)
 
     def _lines(self) -> Iterator[str]:
-        with progress_bar(self._files, "build_vocab") as progress:
+        with progress_bar(self.files, "build_vocab") as progress:
             for block in self._blocks():
                 found = read_texts(block, "documents")
                 self.bad_lines_num += len(found.bad_lines)
@@ -117,7 +122,7 @@ class Corpus:
     def count(self, splitter: Splitter, workers_num: int) -> Words:
         """Words of all lines, in the same order for any number of workers; DataError where there is none."""
         words: Words = collections.Counter()
-        with _mapper(workers_num) as run, progress_bar(self._files, "build_vocab") as progress:
+        with _mapper(workers_num) as run, progress_bar(self.files, "build_vocab") as progress:
             every = self._blocks()
             # A few at a time: blocks of compressed files carry their text.
             while window := list(itertools.islice(every, 4 * workers_num)):
@@ -180,12 +185,19 @@ def build_vocab(config: BuildVocabConfig) -> str:
     Raises:
         DataError: nothing usable in the corpus.
         ConfigError: the corpus cannot give a vocabulary of that size.
+        UserError: an output would replace a file of the corpus, or the other output.
     """
     # Read by the Rust library when its threads start.
     os.environ["TOKENIZERS_PARALLELISM"] = "true" if config.workers_num > 1 else "false"
     os.environ["RAYON_NUM_THREADS"] = str(config.workers_num)
     corpus = Corpus(config.corpus_path)
     path = Path(config.output_path)
+    if config.type == "bpe":
+        check_not_input(path, "--output_path", {"merges_path": str(config.merges)})
+    for file in corpus.files:
+        check_not_input(path, "--output_path", {"corpus_path": str(file.path)})
+        if config.type == "bpe":
+            check_not_input(config.merges, "--merges_path", {"corpus_path": str(file.path)})
     tokens_num = {"count": _count, "wordpiece": _wordpiece, "bpe": _bpe, "unigram": _unigram}[config.type](
         config, corpus, path
     )
@@ -286,9 +298,8 @@ def _bpe(config: BuildVocabConfig, corpus: Corpus, path: Path) -> int:
     )
     rust.train_from_iterator(corpus.lines(), trainer)
     tokens = _by_id(rust)
-    merges_path = Path(config.merges_path) if config.merges_path else path.with_name("merges.txt")
     merges = json.loads(rust.to_str())["model"]["merges"]
-    write_merges(merges_path, [(left, right) for left, right in merges])
+    write_merges(config.merges, [(left, right) for left, right in merges])
     write_vocabulary(path, tokens)
     return len(tokens)
 

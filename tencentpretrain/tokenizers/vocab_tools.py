@@ -68,10 +68,15 @@ def adapt_vocab(config: AdapterConfig) -> str:
 
     Raises:
         WeightsError: no embedding has as many rows as the old vocabulary has tokens.
+        UserError: the new weights would replace what is read.
     """
     from tencentpretrain.weights import publish_undescribed, read_state_dict
 
-    inputs = {"old_model_path": config.old_model_path}
+    inputs = {
+        "old_model_path": config.old_model_path,
+        "old_vocab_path": config.old_vocab_path,
+        "new_vocab_path": config.new_vocab_path,
+    }
     check_not_input(Path(config.new_model_path), "--new_model_path", inputs)
     ids = {token: id for id, token in enumerate(tokens_of(config.old_vocab_path))}
     tokens = tokens_of(config.new_vocab_path)

@@ -10,7 +10,7 @@ from typing import Any
 
 from tencentpretrain.config.options import option
 from tencentpretrain.errors import ConfigError, DataError
-from tencentpretrain.files import complete_file
+from tencentpretrain.files import check_not_input, complete_file
 
 PANELS = ("loss", "acc", "eval_loss", "learning_rate", "grad_norm", "tokens_per_second")
 
@@ -66,11 +66,15 @@ def plot_runs(config: PlotConfig) -> str:
     Raises:
         DataError: a run has no metrics.
         ConfigError: a run is named twice.
+        UserError: the picture would replace a run's metrics.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     files = [_metrics_of(Path(run)) for run in config.runs]
+    output = Path(config.output_path)
+    for file in files:
+        check_not_input(output, "--output_path", {"runs": str(file)})
     if len(set(files)) < len(files):
         raise ConfigError("--runs names a run twice.")
     runs = dict(zip(_names(files), map(_records, files), strict=True))
@@ -95,8 +99,10 @@ def plot_runs(config: PlotConfig) -> str:
         axes.set_title(panel)
         axes.set_xlabel("hours" if config.against == "time" else config.against)
         axes.grid(alpha=0.3)
-    figure.legend(figure.axes[0].lines, list(runs), loc="outside lower center")
-    output = Path(config.output_path)
+    # Names of files need not be Unicode, and a dollar in them begins no formula.
+    names = [name.encode("utf-8", "backslashreplace").decode("utf-8") for name in runs]
+    for text in figure.legend(figure.axes[0].lines, names, loc="outside lower center").get_texts():
+        text.set_parse_math(False)
     with complete_file(output) as temporary:
         figure.savefig(temporary, dpi=100, format="png")
     return f"{output}: {len(runs)} runs, {', '.join(panels)}"

@@ -81,7 +81,9 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
     )  # fmt: skip
     options = Options("Pre-train a model on a token store.", *concerns, arguments=arguments)
     output, pretrained = options.get("output_model_path"), options.get("pretrained_model_path")
-    check_not_input(Path(output), "--output_model_path", {"pretrained_model_path": pretrained})
+    check_not_input(Path(output), "--output_model_path", options.paths_read("output_model_path", "log_path"))
+    if log := options.get("log_path"):
+        check_not_input(Path(log), "--log_path", options.paths_read("log_path"))
     description = read_description(pretrained) if pretrained else None
     if description is None or options.given("config_path"):
         options.add_json(options.get("config_path"), json_options())

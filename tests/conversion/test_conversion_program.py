@@ -189,6 +189,13 @@ def test_weights_of_ours_and_an_output_that_is_the_input(run, bert_directory: Pa
     for program in (from_huggingface, to_huggingface):
         with pytest.raises(UserError, match="is what --input_model_path names too"):
             run(program, bert_directory, bert_directory)
+    before = {path.name: path.read_bytes() for path in bert_directory.iterdir()}
+    for name in before.keys() - {"model.safetensors", "pytorch_model.bin"}:
+        with pytest.raises(UserError, match=f"--output_model_path: .*{name} is a file of --input_model_path"):
+            run(from_huggingface, bert_directory, bert_directory / name)
+    assert {path.name: path.read_bytes() for path in bert_directory.iterdir()} == before
+    for _ in range(2):
+        run(from_huggingface, bert_directory, bert_directory / "ours.bin")  # its own work it replaces
 
 
 def test_wrong_number_of_layers(run, bert_directory: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -8,10 +9,12 @@ import numpy as np
 import pytest
 from stores import random_documents, write_store
 
-from tencentpretrain.config import PreprocessConfig
+from tencentpretrain.config import DataConfig, PreprocessConfig
 from tencentpretrain.data import inspection
-from tencentpretrain.data.inspection import Lengths
+from tencentpretrain.data.inspection import InspectConfig, Lengths, describe, examples
 from tencentpretrain.data.preprocess import preprocess
+from tencentpretrain.data.store import TokenStore
+from tencentpretrain.errors import UserError
 from tencentpretrain.tokenizers import Tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +87,7 @@ def test_the_program(tokenizer: Tokenizer, tmp_path: Path) -> None:
 def test_labels_and_what_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
     make(tmp_path, tokenizer, "0\t1 2\n1\t3\n1\t4\n", "labelled")
     done = inspect(tmp_path, "--data_processor", "cls")
-    assert "labels: 0: 1, 1: 2" in done.stdout
+    assert "labels: 1: 2, 0: 1" in done.stdout
     assert "cls_labels: 1" in done.stdout
     done = inspect(tmp_path, "--data_processor", "bert")
     assert done.returncode == 2
@@ -94,3 +97,46 @@ def test_labels_and_what_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> Non
     done = inspect(tmp_path, "--verify_dataset")
     assert done.returncode == 2
     assert "00000.tokens was changed after it was made" in done.stderr
+
+
+def test_only_labels_that_occur_are_listed(tmp_path: Path) -> None:
+    labels = [65535, 3, 3, 3]
+    store = write_store(tmp_path / "few", [[[9]]] * len(labels), "labelled", labels)
+    assert "\nlabels: 3: 3, 65535: 1\n" in describe(store, Lengths(store))
+    labels = [*range(100, 150), 149, 7, 7]
+    store = write_store(tmp_path / "many", [[[9]]] * len(labels), "labelled", labels)
+    (line,) = (line for line in describe(store, Lengths(store)).split("\n") if line.startswith("labels: "))
+    assert line.startswith("labels: 7: 2, 149: 2, 100: 1, 101: 1, ") and line.endswith(", 117: 1, 31 more")
+
+
+@pytest.mark.parametrize("packing", [False, True])
+def test_no_more_examples_than_an_epoch_has(packing: bool, tokenizer: Tokenizer, tmp_path: Path) -> None:
+    make(tmp_path, tokenizer, "".join(f"{number} 1 2 3\n" for number in range(10, 40)), "documents")
+    store = TokenStore.open(tmp_path / "store")
+    config = DataConfig(data_processor="mlm", seq_length=16, packing=packing)
+    assert len(list(examples(store, config, 5))) == 5
+    found = list(examples(store, config, 1000))
+    assert len(found) == (15 if packing else 30)
+    inputs = [line for row in found for line in row.split("\n") if "  input_ids: " in line]
+    assert all(sum(f" {number} " in line for line in inputs) <= 1 for number in range(10, 40))
+
+
+def test_any_name_of_a_store_can_be_drawn(tmp_path: Path) -> None:
+    for name in (os.fsdecode(b"d\xff"), "a$b_{$c"):
+        store = write_store(tmp_path / name, [[[9] * 8]])
+        found = inspection.inspect(InspectConfig(str(store.path), examples=0), DataConfig())
+        assert found[-1].endswith(f"{name}-lengths.png: lengths of documents.")
+        assert (tmp_path / f"{name}-lengths.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("output", ["store/meta.json", "store/new.png", "link/00000.tokens", "store"])
+def test_nothing_is_drawn_into_the_store(output: str, tmp_path: Path) -> None:
+    store = write_store(tmp_path / "store", [[[9] * 8]])
+    (tmp_path / "link").symlink_to("store")
+    before = sorted(store.path.iterdir()), (store.path / "meta.json").read_bytes()
+    config = InspectConfig(str(store.path), str(tmp_path / output), examples=0)
+    with pytest.raises(
+        UserError, match=f"--output_path .*{output} is in the token store .*; give another path"
+    ):
+        inspection.inspect(config, DataConfig())
+    assert (sorted(store.path.iterdir()), (store.path / "meta.json").read_bytes()) == before

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
 
-from tencentpretrain.errors import ConfigError, DataError
+from tencentpretrain.errors import ConfigError, DataError, UserError
 from tencentpretrain.training.curves import PlotConfig, plot_runs
 
 
@@ -70,3 +71,17 @@ def test_what_is_no_run(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no report"):
         plot_runs(PlotConfig((str(logs),), str(tmp_path / "x.png")))
     assert not (tmp_path / "x.png").exists()
+
+
+def test_the_metrics_are_never_replaced(tmp_path: Path) -> None:
+    logs = write(tmp_path / "model.bin.logs", ["lm"], 1.0)
+    before = (logs / "metrics.jsonl").read_bytes()
+    with pytest.raises(UserError, match=r"--output_path .* is what --runs names too"):
+        plot_runs(PlotConfig((str(tmp_path / "model.bin"),), str(logs / "metrics.jsonl")))
+    assert (logs / "metrics.jsonl").read_bytes() == before
+
+
+def test_any_name_of_a_run_can_be_drawn(tmp_path: Path) -> None:
+    runs = tuple(str(write(tmp_path / name, ["lm"], 1.0)) for name in (os.fsdecode(b"d\xff"), "a$b_{$c"))
+    plot_runs(PlotConfig(runs, str(tmp_path / "x.png")))
+    assert (tmp_path / "x.png").exists()

@@ -10,7 +10,7 @@ import torch
 from word_list import WORDS
 
 from tencentpretrain import build_model, load_tokenizer, load_weights
-from tencentpretrain.errors import DataError, WeightsError
+from tencentpretrain.errors import DataError, UserError, WeightsError
 from tencentpretrain.inspection.words import (
     WordsInContext,
     extract_embeddings,
@@ -131,6 +131,17 @@ def test_the_embedding_as_text(weights: Path) -> None:
     assert [line.split(" ")[0] for line in lines] == load_tokenizer(weights).tokens
     read = np.array([line.split(" ")[1:] for line in lines], np.float32)
     assert np.array_equal(read, table.numpy())  # to the last bit
+
+
+@pytest.mark.parametrize(
+    "read", ["load_model_path", "vocab_path", "merges_path", "spm_model_path", "special_tokens_map_path"]
+)
+def test_vectors_never_replace_what_is_read(read: str, weights: Path) -> None:
+    before = weights.read_bytes()
+    options = {"load_model_path": weights.with_name("other"), read: weights, "word_embedding_path": weights}
+    with pytest.raises(UserError, match=f"--word_embedding_path .* is what --{read} names too"):
+        extract_embeddings([f"--{name}={path}" for name, path in options.items()])
+    assert weights.read_bytes() == before
 
 
 def test_a_vocabulary_that_does_not_fit(weights: Path) -> None:

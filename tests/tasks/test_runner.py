@@ -345,9 +345,20 @@ def test_an_output_never_replaces_an_input(arguments: Arguments, toy: Path, tmp_
     (tmp_path / "link.tsv").symlink_to("rows.tsv")
     same = tmp_path / "directory" / ".." / "rows.tsv"
     (tmp_path / "directory").mkdir()
-    for option in ("train_path", "dev_path", "test_path", "pretrained_model_path"):
-        with pytest.raises(UserError, match=f"is what --{option} names too"):
-            finetune("classifier", arguments(**{option: tmp_path / "rows.tsv", "output_model_path": same}))
+    for option in (
+        "train_path", "dev_path", "test_path", "pretrained_model_path", "vocab_path", "merges_path",
+        "spm_model_path", "special_tokens_map_path",
+    ):  # fmt: skip
+        for output in ("output_model_path", "log_path"):
+            with pytest.raises(UserError, match=f"--{output} .* is what --{option} names too"):
+                finetune("classifier", arguments(**{option: tmp_path / "rows.tsv", output: same}))
+    with pytest.raises(UserError, match=r"--log_path .* is what --output_model_path names too"):
+        finetune("classifier", arguments(log_path=tmp_path / "model.bin"))
+    config = (toy / "config.json").read_bytes()
+    for output in ("output_model_path", "log_path"):
+        with pytest.raises(UserError, match=f"--{output} .* is what --config_path names too"):
+            finetune("classifier", arguments(**{output: toy / "config.json"}))
+    assert (toy / "config.json").read_bytes() == config
     options = ["--load_model_path", str(toy / "vocab.txt"), "--test_path", str(tmp_path / "link.tsv")]
     with pytest.raises(UserError, match=r"--prediction_path .* is what --test_path names too"):
         infer("classifier", [*options, "--prediction_path", str(same)])

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from tencentpretrain.config import Options, TokenizerConfig
 from tencentpretrain.data import corpora
-from tencentpretrain.errors import ConfigError, DataError
+from tencentpretrain.errors import ConfigError, DataError, UserError
 from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.tokenizers import build_vocab as module
 from tencentpretrain.tokenizers.build_vocab import BuildVocabConfig, build_vocab
@@ -200,3 +200,33 @@ def test_options(arguments: list[str], message: str) -> None:
     given = ["--corpus_path", "x", "--output_path", "y", *arguments]
     with pytest.raises(ConfigError, match=message):
         Options("", BuildVocabConfig, arguments=given).build(BuildVocabConfig)
+
+
+@pytest.mark.parametrize(
+    ("output", "options", "message"),
+    [
+        ("corpus.txt", {"delimiter": "char"}, "--output_path .* is what --corpus_path names too"),
+        ("corpus.txt", {"type": "wordpiece"}, "--output_path .* is what --corpus_path names too"),
+        ("v.txt", {"type": "bpe", "merges_path": "corpus.txt"}, "--merges_path .* what --corpus_path names"),
+        (
+            "v.txt",
+            {"type": "bpe", "merges_path": "v.txt"},
+            "--output_path .* is what --merges_path names too",
+        ),
+        ("merges.txt", {"type": "bpe"}, "--output_path .* is what --merges_path names too"),
+    ],
+)
+@pytest.mark.parametrize("given", ["corpus.txt", "."])
+def test_the_corpus_is_never_replaced(
+    given: str,
+    output: str,
+    options: dict[str, str],
+    message: str,
+    corpus: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(corpus.parent)
+    before = corpus.read_bytes()
+    with pytest.raises(UserError, match=message):
+        build_vocab(BuildVocabConfig((given,), output, vocab_size=400, **options))  # type: ignore[arg-type]
+    assert corpus.read_bytes() == before and list(corpus.parent.iterdir()) == [corpus]

@@ -87,5 +87,7 @@ def test_a_vocabulary_of_another_model(tmp_path: Path) -> None:
     torch.save({"embedding.word.embedding.weight": torch.zeros(7, 4)}, tmp_path / "old.bin")
     with pytest.raises(WeightsError, match=r"the vocabulary has 5 tokens.* 7 rows \(embedding.word"):
         adapt_vocab(AdapterConfig(str(tmp_path / "old.bin"), old, new, str(tmp_path / "new.bin")))
-    with pytest.raises(UserError, match="would be overwritten"):
-        adapt_vocab(AdapterConfig(str(tmp_path / "old.bin"), old, new, str(tmp_path / "old.bin")))
+    for option in ("old_model_path", "old_vocab_path", "new_vocab_path"):
+        paths = {"old_model_path": str(tmp_path / "old.bin"), "old_vocab_path": old, "new_vocab_path": new}
+        with pytest.raises(UserError, match=f"--new_model_path .* is what --{option} names too"):
+            adapt_vocab(AdapterConfig(**paths, new_model_path=paths[option]))

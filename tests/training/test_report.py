@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from tencentpretrain.config import RunConfig
 from tencentpretrain.errors import UserError
 from tencentpretrain.training.curves import draw_curves
 from tencentpretrain.training.report import Report, duration, report_line, start_logging
+from tencentpretrain.training.settings import read_settings
 
 RECORD: dict[str, Any] = {
     "step": 100, "loss": 7.125, "loss_mlm": 7.125, "acc_mlm": 0.25, "learning_rate": 1e-4, "grad_norm": 1.5,
@@ -56,6 +57,20 @@ def test_levels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"--log_path .*file/run.log: cannot write there"):
         start_logging(RunConfig(log_path=str(tmp_path / "file/run.log")))
+
+
+@pytest.mark.parametrize("output", ["output_model_path", "log_path"])
+@pytest.mark.parametrize("read", ["config_path", "pretrained_model_path", "vocab_path", "tgt_vocab_path"])
+def test_weights_and_log_never_replace_an_input(
+    output: str, read: str, arguments: Callable[..., list[str]], workplace: Path
+) -> None:
+    path = workplace / "config.json"
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=f"--{output} .* is what --{read} names too"):
+        read_settings(arguments(**{"config_path": None, read: path, output: path}))
+    with pytest.raises(UserError, match=r"--log_path .* is what --output_model_path names too"):
+        read_settings(arguments(output_model_path=workplace / "x", log_path=workplace / "x"))
+    assert path.read_bytes() == before
 
 
 def test_metrics_of_a_continued_run(tmp_path: Path) -> None:
