@@ -31,11 +31,14 @@ class MergeConfig:
     output_path: str = option(..., "Directory the joined token store is written to.")
 
 
-def merge(config: MergeConfig) -> TokenStore:
+def merge(config: MergeConfig, option: str = "--output_path") -> TokenStore:
     """Join stores. Parts of a corpus come in their order, others in the order given.
 
     The files are shared with the inputs (hard links) where both are on one file system, else copied; the
     inputs stay as they are.
+
+    Args:
+        option: what messages call `config.output_path`.
 
     Raises:
         DataError: other tokenizers or layouts; a part that is missing or there twice; nothing in them.
@@ -43,10 +46,10 @@ def merge(config: MergeConfig) -> TokenStore:
     stores = _in_order([TokenStore.open(os.path.realpath(path)) for path in config.input_paths])
     path = Path(os.path.realpath(config.output_path))
     if any(store.path == path for store in stores):
-        raise DataError(f"--output_path {path} is one of --input_paths; give another.")
+        raise DataError(f"{option} {path} is one of --input_paths; give another.")
     if any(path.is_relative_to(store.path) for store in stores):
-        raise DataError(f"--output_path {path} lies in one of --input_paths; give another.")
-    check_replaceable(path, "--output_path")
+        raise DataError(f"{option} {path} lies in one of --input_paths; give another.")
+    check_replaceable(path, option)
     for store in stores[1:]:
         for name in ALIKE:
             one, other = (each.meta.get(name) for each in (stores[0], store))
@@ -68,8 +71,8 @@ def merge(config: MergeConfig) -> TokenStore:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise DataError(
-            f"--output_path {path}: {error.strerror}. Make room, or choose a place on the file system of "
-            "--input_paths, where the files are shared."
+            f"{option} {path}: {error.strerror}. Make room, or choose a place on the file system of the "
+            "inputs, where the files are shared."
         ) from None
     return TokenStore.open(path)
 

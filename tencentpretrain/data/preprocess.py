@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,8 +76,25 @@ class CorpusReport:
         self.bad_lines_num += len(result.bad_lines)
         self.empty_num += result.empty_num
 
+    @classmethod
+    def total(cls, reports: Iterable[CorpusReport]) -> CorpusReport:
+        """What became of the lines of all parts of a corpus."""
+        total = cls()
+        for report in reports:
+            total.lines_num += report.lines_num
+            total.bad_lines_num += report.bad_lines_num
+            total.bad_lines += report.bad_lines[: EXAMPLES - len(total.bad_lines)]
+            total.empty_num += report.empty_num
+            total._foreign = total._foreign or report._foreign
+        return total
+
     def as_json(self) -> dict[str, Any]:
         return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def check(self, max_bad_lines: int) -> None:
+        """Raise DataError where there are more bad lines."""
+        if self.bad_lines_num > max_bad_lines:
+            raise DataError(f"more bad lines than --max_bad_lines ({max_bad_lines}).\n{self}")
 
     def __str__(self) -> str:
         """Nothing where every line was used."""
@@ -262,9 +279,7 @@ class _Run:
                     report.duplicates_num = deduplicator.dropped_num
                 writer.append(*sentences)
                 report.add(block, result)
-                if report.bad_lines_num > self._config.max_bad_lines:
-                    limit = self._config.max_bad_lines
-                    raise DataError(f"more bad lines than --max_bad_lines ({limit}).\n{report}")
+                report.check(self._config.max_bad_lines)
                 bar.update(block.progress)
                 self._file, self._start, self._done = number, block.end, self._done + block.progress
                 if time.monotonic() - saved >= SAVE_SECONDS:

@@ -319,9 +319,12 @@ def check_replaceable(path: Path, option: str = "--dataset_path") -> None:
     """Refuse to write a store over anything that is not one.
 
     Raises:
-        DataError: `path` exists and is neither a token store alone nor an empty directory.
+        DataError: `path` exists and is neither a token store alone nor an empty directory, or lies in a file.
     """
     if not path.exists():
+        parent = next(parent for parent in path.parents if parent.exists())
+        if not parent.is_dir():
+            raise DataError(f"{option} {path}: {parent} is a file, no directory; choose another {option}.")
         return
     what = "is a file"
     if path.is_dir():

@@ -306,6 +306,7 @@ def test_only_stores_are_replaceable(tokenizer: Tokenizer, tmp_path: Path) -> No
         ("mixed", "holds 'notes.txt'"),
         ("file.pt", "is a file, no token store"),
         ("tokenizers", "is a directory, no token store"),
+        ("file.pt/x/y", r"^--dataset_path .*file\.pt/x/y: .*file\.pt is a file"),
     ):
         with pytest.raises(DataError, match=message):
             check_replaceable(tmp_path / name)
