@@ -30,17 +30,19 @@ TEXTS = [*SENTENCES, ">>fr<< The fox", "unknown 狐 ß", *TRANSLATIONS, ""]
 def marian_directory(directory: Path, separate: bool = False, padding: int = 0) -> Any:
     """A tiny model with its tokenizer; returns the model, whose embeddings have `padding` rows more."""
     marian_tokenizer(directory, separate)
-    sizes = {
-        name: len(json.loads((directory / name).read_text(encoding="utf-8")))
-        for name in ("vocab.json", *["target_vocab.json"] * separate)
-    }
+    ids = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+    target = ids
+    if separate:
+        target = json.loads((directory / "target_vocab.json").read_text(encoding="utf-8"))
+        assert target["<pad>"] != ids["<pad>"] < len(target)
     torch.manual_seed(0)
     config = transformers.MarianConfig(
-        vocab_size=sizes["vocab.json"] + padding, d_model=16, encoder_layers=1, decoder_layers=1,
-        decoder_vocab_size=sizes.get("target_vocab.json", sizes["vocab.json"]) + padding,
+        vocab_size=len(ids) + padding, d_model=16, encoder_layers=1, decoder_layers=1,
+        decoder_vocab_size=len(target) + padding,
         share_encoder_decoder_embeddings=not separate, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64, scale_embedding=True,
-        pad_token_id=2, eos_token_id=0, decoder_start_token_id=2, forced_eos_token_id=0,
+        pad_token_id=ids["<pad>"], eos_token_id=0, decoder_start_token_id=target["<pad>"],
+        forced_eos_token_id=0,
     )  # fmt: skip
     model = transformers.MarianMTModel(config).eval()
     model.save_pretrained(directory)
@@ -74,6 +76,10 @@ def test_there_and_back(run_convert: Callable[..., str], separate: bool, tmp_pat
     assert not any(info.values()) and all(
         torch.equal(loaded.state_dict()[name], state[name]) for name in state
     )
+    names = ["pad_token_id", "eos_token_id", "forced_eos_token_id", "decoder_start_token_id"]
+    for file in ("config.json", "generation_config.json"):
+        before, after = (json.loads((path / file).read_text(encoding="utf-8")) for path in (theirs, back))
+        assert [after[name] for name in names] == [before[name] for name in names], file
     run_convert("huggingface", ours, back)  # which replaces what it wrote
     said = run_convert("tencentpretrain", back, tmp_path / "again.bin")
     assert load_tokenizer(tmp_path / "again.bin", side="tgt").fingerprint == target.fingerprint
