@@ -17,7 +17,7 @@ from marian_files import SENTENCES, TRANSLATIONS, marian_tokenizer
 from tencentpretrain import build_model, load_config, load_tokenizer, load_weights
 from tencentpretrain.config import TokenizerConfig
 from tencentpretrain.data.store import TokenStore
-from tencentpretrain.errors import ConfigError
+from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.generation import greedy
 from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.weights import described_config, read_description, read_state_dict, write_description
@@ -92,6 +92,28 @@ def test_a_tokenizer_for_both_sides(run_convert: Callable[..., str], tmp_path: P
     run_convert("tencentpretrain", theirs, ours)
     run_convert("huggingface", ours, tmp_path / "back")
     assert ids_of(tmp_path / "back") == ids_of(theirs)
+
+
+def test_saved_by_transformers(run_convert: Callable[..., str], tmp_path: Path) -> None:
+    """Which says the ids of special tokens as well, those of the source only."""
+    theirs, saved = tmp_path / "theirs", tmp_path / "saved"
+    model = marian_directory(theirs, separate=True)
+    transformers.AutoTokenizer.from_pretrained(theirs).save_pretrained(saved)
+    model.save_pretrained(saved)
+    settings_path = saved / "tokenizer_config.json"
+    settings = json.loads(settings_path.read_text(encoding="utf-8"))
+    ids = json.loads((saved / "vocab.json").read_text(encoding="utf-8"))
+    added = {ids[token]: {"content": token, "special": True} for token in ("</s>", "<unk>", "<pad>")}
+    settings_path.write_text(json.dumps(settings | {"added_tokens_decoder": added}), encoding="utf-8")
+    assert "configuration and tokenizer" in run_convert("tencentpretrain", saved, tmp_path / "ours.bin")
+    for side in ("src", "tgt"):
+        loaded, kept = (load_tokenizer(path, side) for path in (saved, tmp_path / "ours.bin"))  # type: ignore[arg-type]
+        assert loaded.tokens == kept.tokens == load_tokenizer(theirs, side).tokens  # type: ignore[arg-type]
+    added[ids["<pad>"]]["content"] = "<foxy>"
+    settings_path.write_text(json.dumps(settings | {"added_tokens_decoder": added}), encoding="utf-8")
+    for side in ("src", "tgt"):
+        with pytest.raises(DataError, match=r"are read from a tokenizer\.json only"):
+            load_tokenizer(saved, side)  # type: ignore[arg-type]
 
 
 def test_an_incomplete_tokenizer_is_told(run_convert: Callable[..., str], tmp_path: Path) -> None:
