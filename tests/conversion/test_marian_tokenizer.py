@@ -116,6 +116,34 @@ def test_saved_by_transformers(run_convert: Callable[..., str], tmp_path: Path) 
             load_tokenizer(saved, side)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("separate", [False, True])
+def test_pieces_given_for_the_source(run_convert: Callable[..., str], separate: bool, tmp_path: Path) -> None:
+    """The decoder has that of the description; where that names none, one is for both if it can be."""
+    theirs, ours, back = tmp_path / "theirs", tmp_path / "ours.bin", tmp_path / "back"
+    marian_directory(theirs, separate)
+    run_convert("tencentpretrain", theirs, ours)
+    given = ["--tokenizer", "marian", "--spm_model_path", str(theirs / "source.spm")]
+    given += ["--vocab_path", str(theirs / "vocab.json")]
+    assert "tokenizer" not in run_convert("huggingface", ours, back, *given)
+    assert ids_of(back) == ids_of(theirs)
+    assert (back / "target.spm").read_bytes() == (theirs / "target.spm").read_bytes()
+
+    description = json.loads((tmp_path / "ours.bin.json").read_text(encoding="utf-8"))
+    del description["tgt_tokenizer_path"]
+    (tmp_path / "ours.bin.json").write_text(json.dumps(description), encoding="utf-8")
+    for options in (given, []):
+        said = run_convert("huggingface", ours, back, *options)
+        if separate:
+            assert "no tokenizer is written: one is for the encoder's 56 tokens only, the decoder" in said
+            assert not list(back.glob("*.spm")) and not (back / "tokenizer_config.json").exists()
+        else:
+            assert "one tokenizer is written for both sides" in said
+            assert (back / "target.spm").read_bytes() == (theirs / "source.spm").read_bytes()
+        config = json.loads((back / "config.json").read_text(encoding="utf-8"))
+        before = json.loads((theirs / "config.json").read_text(encoding="utf-8"))
+        assert config["decoder_start_token_id"] == before["decoder_start_token_id"]
+
+
 def test_an_incomplete_tokenizer_is_told(run_convert: Callable[..., str], tmp_path: Path) -> None:
     marian_directory(tmp_path / "theirs")
     (tmp_path / "theirs" / "target.spm").unlink()
