@@ -37,15 +37,16 @@ def _pieces(sentences: list[str], path: Path) -> list[str]:
 
 def marian_tokenizer(directory: Path, separate: bool = False) -> Path:
     """source.spm, target.spm, vocab.json and tokenizer_config.json as at Helsinki-NLP's models; with
-    `separate`, target_vocab.json too. The model's pieces are not all in the vocabulary."""
+    `separate`, target_vocab.json too. The model's pieces are not all in the vocabulary,
+    whose last token is <pad>: with two vocabularies its ids differ."""
     directory.mkdir(parents=True, exist_ok=True)
-    source = _pieces(SENTENCES, directory / "source.spm")[:-2]
+    source = _pieces(SENTENCES, directory / "source.spm")[:-4]
     target = _pieces(TRANSLATIONS, directory / "target.spm")
     vocabularies = {"vocab.json": source, "target_vocab.json": target}
     if not separate:
         vocabularies = {"vocab.json": [*source, *target]}
     for name, pieces in vocabularies.items():
-        tokens = dict.fromkeys(["</s>", "<unk>", "<pad>", *pieces, *CODES])
+        tokens = dict.fromkeys(["</s>", "<unk>", *pieces, *CODES, "<pad>"])
         ids = {token: id for id, token in enumerate(tokens)}
         (directory / name).write_text(json.dumps(ids), encoding="utf-8")
     settings = {"source_lang": "en", "target_lang": "zh", "tokenizer_class": "MarianTokenizer"}

@@ -35,7 +35,7 @@ from tencentpretrain.errors import ConfigError, DataError, WeightsError, weights
 from tencentpretrain.files import check_not_input
 from tencentpretrain.model import build_model
 from tencentpretrain.state_dict import WHOLE
-from tencentpretrain.tokenizers import build_tokenizer
+from tencentpretrain.tokenizers import build_tokenizer, load_tokenizer
 from tencentpretrain.tokenizers.load import has_two_sides
 from tencentpretrain.weights import (
     check_fit,
@@ -332,12 +332,15 @@ def _to_huggingface(
     ours = _read_ours(source, description, directory, to_directory, sentences)
     check_layers(source, ours.tensors, config)
     if to_directory:
-        tokenizers = _tokenizers(source, tokenizer_config)
+        tokenizers = _tokenizers(source, description, tokenizer_config)
         if surplus := tokenizers.surplus(ours.tensors):
             raise WeightsError(
                 f"{source}: {surplus}; give the tokenizer that the weights were made with (--vocab_path, "
                 "--spm_model_path)."
             )
+        one_sided = tokenizers.one_sided(ours.tensors)
+        if one_sided is not None:
+            tokenizers = Tokenizers()
         ours = dataclasses.replace(ours, tokenizer=tokenizers.source, tgt_tokenizer=tokenizers.target)
     with weights_of(source):
         if family is None or parts is None:
@@ -355,7 +358,7 @@ def _to_huggingface(
         for line in huggingface.departures(family, ours.config):
             print(line)
     if to_directory:
-        for line in tokenizer_notes(family, tokenizers):
+        for line in tokenizer_notes(family, tokenizers) if one_sided is None else [one_sided]:
             print(line)
         if tokenizers.source is None and not ours.token_ids:
             print(f"not known without a tokenizer, and left at their defaults: {', '.join(family.token_ids)}")
@@ -415,15 +418,14 @@ def _model_config(source: Path, description: Mapping[str, Any], directory: Direc
     return config
 
 
-def _tokenizers(source: Path, config: TokenizerConfig) -> Tokenizers:
-    if config.vocab_path is not None or config.spm_model_path is not None:
-        return Tokenizers(build_tokenizer(config))
-    description = read_description(source)
-    if description is None or "tokenizer_path" not in description:
-        return Tokenizers()
+def _tokenizers(source: Path, description: Mapping[str, Any], config: TokenizerConfig) -> Tokenizers:
+    """Those that the description names, or for the encoder's side that of the options."""
     theirs = source.is_dir() and huggingface.is_model_directory(source)
     path = source if theirs else description_path(source)
-    return load_tokenizers(path, "tgt_tokenizer_path" in description)
+    two = "tgt_tokenizer_path" in description
+    if config.vocab_path is not None or config.spm_model_path is not None:
+        return Tokenizers(build_tokenizer(config), load_tokenizer(path, "tgt") if two else None)
+    return load_tokenizers(path, two) if "tokenizer_path" in description else Tokenizers()
 
 
 def check_layers(source: Path, tensors: Mapping[str, Tensor], config: ConversionConfig) -> None:

@@ -105,7 +105,11 @@ def _load_huggingface(directory: Path, side: str) -> Tokenizer:
             raise
     else:
         added = settings.get("added_tokens_decoder") or {}
-        strange = any(str(own.ids.get(token["content"])) != id for id, token in added.items())
+        ids_apply = side == "src" or not settings.get("separate_vocabs")  # a MarianTokenizer's source
+        strange = any(
+            token["content"] not in own.ids or (ids_apply and str(own.ids[token["content"]]) != id)
+            for id, token in added.items()
+        )
         if not parts and (strange or (directory / "added_tokens.json").is_file()):
             where = "tokenizer_config.json" if strange else "added_tokens.json"
             raise DataError(

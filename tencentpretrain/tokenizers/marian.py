@@ -27,7 +27,8 @@ class MarianTokenizer(SentencePieceTokenizer):
     """One side of a translation model's two, each with its own pieces, mostly under ids of both together
     (Junczys-Dowmunt et al. 2018). A language code that a text begins with (>>fr<<) is a token.
 
-    Equal to Transformers' MarianTokenizer.
+    Equal to Transformers' MarianTokenizer, but for two things: of one vocabulary it decodes both sides by the
+    source's pieces (spaces after a special token may differ); of two it has only the source's id of <pad>.
 
     Raises:
         DataError: a vocabulary without a token for what is unknown.

@@ -17,7 +17,7 @@ from marian_files import SENTENCES, TRANSLATIONS, marian_tokenizer
 from tencentpretrain import build_model, load_config, load_tokenizer, load_weights
 from tencentpretrain.config import TokenizerConfig
 from tencentpretrain.data.store import TokenStore
-from tencentpretrain.errors import ConfigError
+from tencentpretrain.errors import ConfigError, DataError
 from tencentpretrain.generation import greedy
 from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.weights import described_config, read_description, read_state_dict, write_description
@@ -30,17 +30,19 @@ TEXTS = [*SENTENCES, ">>fr<< The fox", "unknown 狐 ß", *TRANSLATIONS, ""]
 def marian_directory(directory: Path, separate: bool = False, padding: int = 0) -> Any:
     """A tiny model with its tokenizer; returns the model, whose embeddings have `padding` rows more."""
     marian_tokenizer(directory, separate)
-    sizes = {
-        name: len(json.loads((directory / name).read_text(encoding="utf-8")))
-        for name in ("vocab.json", *["target_vocab.json"] * separate)
-    }
+    ids = json.loads((directory / "vocab.json").read_text(encoding="utf-8"))
+    target = ids
+    if separate:
+        target = json.loads((directory / "target_vocab.json").read_text(encoding="utf-8"))
+        assert target["<pad>"] != ids["<pad>"] < len(target)
     torch.manual_seed(0)
     config = transformers.MarianConfig(
-        vocab_size=sizes["vocab.json"] + padding, d_model=16, encoder_layers=1, decoder_layers=1,
-        decoder_vocab_size=sizes.get("target_vocab.json", sizes["vocab.json"]) + padding,
+        vocab_size=len(ids) + padding, d_model=16, encoder_layers=1, decoder_layers=1,
+        decoder_vocab_size=len(target) + padding,
         share_encoder_decoder_embeddings=not separate, encoder_attention_heads=2, decoder_attention_heads=2,
         encoder_ffn_dim=24, decoder_ffn_dim=24, max_position_embeddings=64, scale_embedding=True,
-        pad_token_id=2, eos_token_id=0, decoder_start_token_id=2, forced_eos_token_id=0,
+        pad_token_id=ids["<pad>"], eos_token_id=0, decoder_start_token_id=target["<pad>"],
+        forced_eos_token_id=0,
     )  # fmt: skip
     model = transformers.MarianMTModel(config).eval()
     model.save_pretrained(directory)
@@ -74,6 +76,10 @@ def test_there_and_back(run_convert: Callable[..., str], separate: bool, tmp_pat
     assert not any(info.values()) and all(
         torch.equal(loaded.state_dict()[name], state[name]) for name in state
     )
+    names = ["pad_token_id", "eos_token_id", "forced_eos_token_id", "decoder_start_token_id"]
+    for file in ("config.json", "generation_config.json"):
+        before, after = (json.loads((path / file).read_text(encoding="utf-8")) for path in (theirs, back))
+        assert [after[name] for name in names] == [before[name] for name in names], file
     run_convert("huggingface", ours, back)  # which replaces what it wrote
     said = run_convert("tencentpretrain", back, tmp_path / "again.bin")
     assert load_tokenizer(tmp_path / "again.bin", side="tgt").fingerprint == target.fingerprint
@@ -86,6 +92,56 @@ def test_a_tokenizer_for_both_sides(run_convert: Callable[..., str], tmp_path: P
     run_convert("tencentpretrain", theirs, ours)
     run_convert("huggingface", ours, tmp_path / "back")
     assert ids_of(tmp_path / "back") == ids_of(theirs)
+
+
+def test_saved_by_transformers(run_convert: Callable[..., str], tmp_path: Path) -> None:
+    """Which says the ids of special tokens as well, those of the source only."""
+    theirs, saved = tmp_path / "theirs", tmp_path / "saved"
+    model = marian_directory(theirs, separate=True)
+    transformers.AutoTokenizer.from_pretrained(theirs).save_pretrained(saved)
+    model.save_pretrained(saved)
+    settings_path = saved / "tokenizer_config.json"
+    settings = json.loads(settings_path.read_text(encoding="utf-8"))
+    ids = json.loads((saved / "vocab.json").read_text(encoding="utf-8"))
+    added = {ids[token]: {"content": token, "special": True} for token in ("</s>", "<unk>", "<pad>")}
+    settings_path.write_text(json.dumps(settings | {"added_tokens_decoder": added}), encoding="utf-8")
+    assert "configuration and tokenizer" in run_convert("tencentpretrain", saved, tmp_path / "ours.bin")
+    for side in ("src", "tgt"):
+        loaded, kept = (load_tokenizer(path, side) for path in (saved, tmp_path / "ours.bin"))  # type: ignore[arg-type]
+        assert loaded.tokens == kept.tokens == load_tokenizer(theirs, side).tokens  # type: ignore[arg-type]
+    added[ids["<pad>"]]["content"] = "<foxy>"
+    settings_path.write_text(json.dumps(settings | {"added_tokens_decoder": added}), encoding="utf-8")
+    for side in ("src", "tgt"):
+        with pytest.raises(DataError, match=r"are read from a tokenizer\.json only"):
+            load_tokenizer(saved, side)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("separate", [False, True])
+def test_pieces_given_for_the_source(run_convert: Callable[..., str], separate: bool, tmp_path: Path) -> None:
+    """The decoder has that of the description; where that names none, one is for both if it can be."""
+    theirs, ours, back = tmp_path / "theirs", tmp_path / "ours.bin", tmp_path / "back"
+    marian_directory(theirs, separate)
+    run_convert("tencentpretrain", theirs, ours)
+    given = ["--tokenizer", "marian", "--spm_model_path", str(theirs / "source.spm")]
+    given += ["--vocab_path", str(theirs / "vocab.json")]
+    assert "tokenizer" not in run_convert("huggingface", ours, back, *given)
+    assert ids_of(back) == ids_of(theirs)
+    assert (back / "target.spm").read_bytes() == (theirs / "target.spm").read_bytes()
+
+    description = json.loads((tmp_path / "ours.bin.json").read_text(encoding="utf-8"))
+    del description["tgt_tokenizer_path"]
+    (tmp_path / "ours.bin.json").write_text(json.dumps(description), encoding="utf-8")
+    for options in (given, []):
+        said = run_convert("huggingface", ours, back, *options)
+        if separate:
+            assert "no tokenizer is written: one is for the encoder's 56 tokens only, the decoder" in said
+            assert not list(back.glob("*.spm")) and not (back / "tokenizer_config.json").exists()
+        else:
+            assert "one tokenizer is written for both sides" in said
+            assert (back / "target.spm").read_bytes() == (theirs / "source.spm").read_bytes()
+        config = json.loads((back / "config.json").read_text(encoding="utf-8"))
+        before = json.loads((theirs / "config.json").read_text(encoding="utf-8"))
+        assert config["decoder_start_token_id"] == before["decoder_start_token_id"]
 
 
 def test_an_incomplete_tokenizer_is_told(run_convert: Callable[..., str], tmp_path: Path) -> None:

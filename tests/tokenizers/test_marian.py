@@ -34,16 +34,20 @@ def theirs(directory: Path) -> Any:
 
 
 def check(source: Tokenizer, target: Tokenizer, theirs: Any) -> None:
+    # Theirs has the source's id of the padding token on both sides, whatever it is in the target.
+    of_both = target.pad_id == theirs.pad_token_id
+    texts = [text for text in ALL if of_both or "<pad>" not in text]
     for tokenizer, expected in (
-        (source, theirs(ALL, add_special_tokens=False)["input_ids"]),
-        (target, theirs(text_target=ALL, add_special_tokens=False)["input_ids"]),
+        (source, theirs(texts, add_special_tokens=False)["input_ids"]),
+        (target, theirs(text_target=texts, add_special_tokens=False)["input_ids"]),
     ):
-        assert [tokenizer.encode(text) for text in ALL] == expected
-        ids, lengths = tokenizer.encode_batch(ALL)
+        assert [tokenizer.encode(text) for text in texts] == expected
+        ids, lengths = tokenizer.encode_batch(texts)
         flat = [id for row in expected for id in row]
         assert ids.tolist() == flat and lengths.tolist() == list(map(len, expected))
-    for ids in theirs(text_target=ALL)["input_ids"]:
-        assert target.decode(ids) == theirs.decode(ids)
+    for ids in theirs(text_target=texts)["input_ids"]:
+        if of_both or theirs.pad_token_id not in ids:
+            assert target.decode(ids) == theirs.decode(ids)
     assert (source.pad_id, source.sep_id, source.unk_id) == (
         theirs.pad_token_id, theirs.eos_token_id, theirs.unk_token_id,
     )  # fmt: skip

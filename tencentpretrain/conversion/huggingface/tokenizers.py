@@ -46,6 +46,19 @@ class Tokenizers(NamedTuple):
                 return f"the tokenizer has {tokenizer.vocab_size} tokens, but the word embedding {rows} rows"
         return None
 
+    def one_sided(self, tensors: Mapping[str, Tensor]) -> str | None:
+        """What is wrong where the only tokenizer cannot be the decoder's too, of another vocabulary."""
+        of_decoder = "tgt_embedding.word.embedding.weight"
+        if self.source is None or self.target is not None or of_decoder not in tensors:
+            return None
+        rows, tgt_rows = len(tensors["embedding.word.embedding.weight"]), len(tensors[of_decoder])
+        if rows == tgt_rows:
+            return None
+        return (
+            f"no tokenizer is written: one is for the encoder's {rows} tokens only, the decoder has "
+            f"{tgt_rows}, and the description beside the weights names none for those (tgt_tokenizer_path)"
+        )
+
 
 def load_tokenizers(path: Path, two: bool) -> Tokenizers:
     """Those of a directory of theirs, or beside weights of ours.
@@ -96,6 +109,8 @@ def tokenizer_notes(family: Family, tokenizers: Tokenizers) -> Iterator[str]:
             f"AutoTokenizer takes {family.fixed_tokenizer} for {family.name}, which splits texts in another "
             "way; PreTrainedTokenizerFast loads the tokenizer that is written"
         )
+    if target is None and has_both_sides(family, named[0]):
+        yield "one tokenizer is written for both sides: the description names no other for the decoder's"
     if target is not None and not has_both_sides(family, named[0]):
         yield f"the tokenizer of the decoder's side is not written: a {named[0]} is one for both sides"
 

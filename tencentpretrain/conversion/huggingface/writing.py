@@ -49,7 +49,7 @@ class OurModel:
         config: not needed for a file.
         tgt_tokenizer: of the decoder's side, where it is another one.
         labels: names of the classes of a fine-tuned model.
-        token_ids: of special tokens, where a source of theirs said them; a tokenizer knows better.
+        token_ids: of special tokens, where a source of theirs said them; tokenizers know better.
         known: configuration values, where there is no configuration.
         sentences: what makes a directory one of sentence-transformers, as its `write` has it; a file has the
             names of the bare encoder then.
@@ -220,8 +220,7 @@ def their_config(family: Family, config: ModelConfig, ours: OurModel, parts: Seq
             values[setting.theirs] = value
     values |= {name: id for name, id in ours.token_ids.items() if name in family.token_ids}
     if ours.tokenizer is not None:
-        roles = {name: getattr(ours.tokenizer, f"{role}_id") for name, role in family.token_ids.items()}
-        known = {name: number for name, number in roles.items() if number is not None}
+        known = _special_ids(family, ours.tokenizer, ours.tgt_tokenizer or ours.tokenizer, ours.token_ids)
         problems += [
             f"`{name}` is {number} in the tokenizer, only {family.fixed_theirs[name]} is possible"
             for name, number in known.items()
@@ -232,6 +231,25 @@ def their_config(family: Family, config: ModelConfig, ours: OurModel, parts: Seq
         raise WeightsError(f"not a {family.name} model of Hugging Face: {'; '.join(problems)}.")
     word = ours.tensors["embedding.word.embedding.weight"]
     return values | {"vocab_size": word.shape[0], "dtype": str(word.dtype).removeprefix("torch.")}
+
+
+def _special_ids(
+    family: Family, source: Tokenizer, target: Tokenizer, said: Mapping[str, Any]
+) -> dict[str, int]:
+    """Ids of special tokens by their names in config.json, which has one of each for both sides.
+
+    Args:
+        said: by a source of theirs, which decides where the sides differ. Else they are the decoder's, which
+            begins and ends with them, but for padding: MarianTokenizer pads both sides with the source's.
+    """
+    ids = {}
+    for name, role in family.token_ids.items():
+        sides = [getattr(tokenizer, f"{role}_id") for tokenizer in (source, target)]
+        usual = sides[0] if name == "pad_token_id" else sides[1]
+        number = said[name] if said.get(name) in sides else usual
+        if number is not None:
+            ids[name] = number
+    return ids
 
 
 def departures(family: Family, config: ModelConfig) -> list[str]:
