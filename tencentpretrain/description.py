@@ -84,6 +84,7 @@ def carried(description: Mapping[str, Any], source: Path, path: Path) -> dict[st
     from tencentpretrain.tokenizers import load_tokenizer
 
     value = dict(description)
+    value.pop("best", None)  # which those weights are, of a run; not what is made of them
     tokenizers = {  # all of them, before one is written
         prefix: load_tokenizer(source.parent / directory, "tgt" if prefix else "src")
         for prefix in ("", "tgt_")

@@ -20,7 +20,7 @@ C = TypeVar("C")
 
 # Legal in every JSON file and no options: for readers, and what write_description adds beside weights.
 DOCUMENTARY = (
-    "about", "family", "labels", "special_tokens", "tgt_special_tokens", "tgt_tokenizer_fingerprint",
+    "about", "best", "family", "labels", "special_tokens", "tgt_special_tokens", "tgt_tokenizer_fingerprint",
     "tgt_tokenizer_path", "tgt_vocab_size", "token_ids", "tokenizer_fingerprint", "tokenizer_path",
     "vocab_size",
 )  # fmt: skip

@@ -273,8 +273,11 @@ class ModelConfig:
 
     def _problems(self) -> Iterator[str]:
         for name, idle in idle_options(self).items():
-            what = idle.metadata["needs"].what
-            yield f"`{name}` is about {what}, which the model does not have; leave it out."
+            what, default = idle.metadata["needs"].what, idle.default
+            remedy = "leave it out"
+            if isinstance(default, str | int | float):  # which also overrides what a JSON file says
+                remedy += f", or give --{name} {str(default).lower()}"
+            yield f"`{name}` is about {what}, which the model does not have; {remedy}."
         if self.is_dual != (self.embedding == ("dual",)):
             yield (
                 "embedding 'dual' and encoder 'dual' need each other, but `embedding` is "

@@ -257,25 +257,59 @@ class Checkpoints:
         """The weights with the lowest validation loss, where that is followed."""
         return self.output.with_name(f"{self.output.name}-best")
 
-    def publish(self, path: Path, source: Path | None = None) -> None:
+    def keep_best(self, step: int, loss: float) -> bool:
+        """Name the weights of a step the best, and note their validation loss, unless it is noted already.
+
+        The same steps may be taken more than once, from an earlier state on: weights other than those of the
+        newest state are the ones meant if their state gives this loss as the lowest.
+
+        Returns: whether they were there.
+        """
+        reached, beside = {"step": step, "eval_loss": loss}, description_path(self.best)
+        if self.best.exists() and beside.exists() and read_json(beside).get("best") == reached:
+            return True
+        of_step = self._saved if self._saved is not None and self._saved.step == step else None
+        for state in () if of_step else self._states():
+            if state.step == step and self._intact(state, ALONE):
+                noted = self._training(state.path).get("stopping") or ()
+                of_step = state if noted[:2] == (loss, step) else None
+        if of_step is not None:
+            self.publish(self.best, state=of_step, further={"best": reached})
+        return of_step is not None
+
+    def publish(
+        self,
+        path: Path,
+        source: Path | None = None,
+        state: State | None = None,
+        further: Mapping[str, Any] | None = None,
+    ) -> None:
         """Give weights the name `path`, with their description beside them.
 
         Args:
-            source: their file; None: those of the newest state, or their average if it has one.
+            source: their file; None: those of the state, or their average if it has one.
+            state: default: the newest.
+            further: what the description says besides.
         """
-        assert self._saved is not None
-        state, published = self._saved.path, self._published(self._saved.step)
-        with complete_weights(path, self._describe(path)) as temporary:
-            if source is None and not in_parts(state):
-                source = whole_weights(state)
+        state = state or self._saved
+        assert state is not None
+        published, directory = self._published(state.step), state.path
+        with complete_weights(path, self._describe(path) | dict(further or {})) as temporary:
+            if source is None and not in_parts(directory):
+                source = whole_weights(directory)
                 if (average := source.with_name(average_name(source.name))).exists():
                     source = average
-            elif source is None and path != published and state.parent == self.directory:
+            elif (
+                source is None
+                and path != published
+                and directory.parent == self.directory
+                and published.exists()
+            ):
                 source = published
             elif source is None:
                 from tencentpretrain.training.sharded import read_weights
 
-                weights, like = read_weights(state, self._training(state)["names"])
+                weights, like = read_weights(directory, self._training(directory)["names"])
                 stream_tensors(weights, like, temporary, self.output)  # whose suffix says the format
                 return
             try:

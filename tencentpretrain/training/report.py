@@ -143,9 +143,11 @@ class Report:
     def validation(self, record: dict[str, Any], details: dict[str, float]) -> None:
         """Report a validation; `details` go to the log and TensorBoard only."""
         words = [f"{name} {value:.4g}" for name, value in details.items()]
+        perplexity = record["eval_perplexity"]
         log.info(
             f"| step {record['step']}| validation: loss {record['eval_loss']:.4f}"
-            f"| perplexity {record['eval_perplexity']:.2f}" + "".join(f"| {word}" for word in words)
+            f"| perplexity {perplexity:{'.2f' if perplexity < 1e6 else '.4g'}}"
+            + "".join(f"| {word}" for word in words)
         )
         self.keep(record, details)
 

@@ -128,6 +128,8 @@ def read_settings(arguments: Sequence[str] | None = None) -> Settings:
         raise ConfigError(
             f"--deepspeed_config and --enable_zero3 need --deepspeed, but the engine is {engine}."
         )
+    if engine != "fsdp" and pretrain.fsdp_offload:
+        raise ConfigError(f"--fsdp_offload needs --engine fsdp, but the engine is {engine}.")
     beside = description or {}
     rows = int(beside.get("vocab_size", 0)), int(beside.get("tgt_vocab_size", beside.get("vocab_size", 0)))
     tokens = store.tokenizer.vocab_size, store.tgt_tokenizer.vocab_size

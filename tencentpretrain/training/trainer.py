@@ -96,10 +96,12 @@ class Trainer:
         if self.engine.rank == 0:  # they are those of all ranks
             self.sums = Sums(training["sums"])
         self._validation_due = self.validation is not None and training.get("validation_due", False)
-        if "stopping" in training:
+        if self.plan.early_stop and training.get("stopping"):
             self.stopping.restore(*training["stopping"])
-            if self.plan.early_stop and self.stopping.step == self.step:
-                self._keep_best()  # a killed run may not have come to it
+            if self.stopping.step and not self._keep_best():  # a killed run may not have come to it
+                best = f"the weights after step {self.stopping.step}, the best so far, are not there"
+                log.info(f"resume: {best}; the search for the best begins anew")
+                self.stopping = EarlyStopping(self.plan.early_stop)
 
     def train(self) -> None:
         """Train to the last step.
@@ -129,7 +131,10 @@ class Trainer:
         if self.stopping.exhausted:
             log.info(f"stopped early: no lower validation loss in {self.plan.early_stop} validations")
         step = (self.plan.early_stop and self.stopping.step) or self.step
-        self._publish(self.checkpoints.output, self.checkpoints.best if step < self.step else None)
+        with self.engine.together():
+            if self.engine.rank == 0:
+                source = self.checkpoints.best if step < self.step else None
+                self.checkpoints.publish(self.checkpoints.output, source)
         log.info(f"done: the weights after step {step} are in {self.checkpoints.output}")
         self.engine.close()
 
@@ -148,14 +153,10 @@ class Trainer:
         last = self.step == self.plan.total_steps or self.stopping.exhausted
         if self.step % self.plan.save_steps == 0 or last or best or self._save_due:
             self._save(final=last, at_once=best)
-        if best:
+        if best and self.saver.step == self.step:
             self._keep_best()
-
-    def _publish(self, path: Path, source: Path | None = None) -> None:
-        """Give weights a name: those of the newest state, or of another file of weights."""
-        with self.engine.together():
-            if self.engine.rank == 0:
-                self.checkpoints.publish(path, source)
+        elif best:
+            self.stopping.take_back()  # the save failed: another validation may find the best that is kept
 
     def _update(self, batches: Iterator[LoadedBatch]) -> None:
         """One update of the weights, which the engine leaves out if its loss or gradient is not finite.
@@ -255,17 +256,19 @@ class Trainer:
         record["time"] = time.time()
         loss = averages.pop("loss")
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
-        return self.stopping.add(loss, self.step) and self.plan.early_stop is not None
+        return self.plan.early_stop is not None and self.stopping.add(loss, self.step)
 
-    def _keep_best(self) -> None:
-        """Name the best weights. Those before, if nothing else asked for them, are no longer wanted."""
-        if self.saver.step != self.step:
-            self.stopping.take_back()  # the save failed: another validation may find the best that is kept
-            return
-        self._publish(self.checkpoints.best)
+    def _keep_best(self) -> bool:
+        """Name the best weights. Those before, if nothing else asked for them, are no longer wanted.
+
+        Returns: whether they were there.
+        """
+        best, before = self.stopping, self.stopping.step_before
         with self.engine.together():
-            if self.engine.rank == 0 and self.stopping.step_before % self.plan.save_steps:
-                self.checkpoints.withdraw(self.stopping.step_before)
+            kept = self.engine.rank == 0 and self.checkpoints.keep_best(best.step, best.best)
+            if kept and before % self.plan.save_steps:
+                self.checkpoints.withdraw(before)
+        return bool(self.engine.agree(kept))
 
     def _save(self, final: bool, at_once: bool = False) -> None:
         """Save a training state. While updates are skipped this is put off, as the weights may be lost; if it
@@ -289,7 +292,7 @@ class Trainer:
             "tokens": self.tokens,
             "position": tuple(self.position),
             "skipped": (self.skips.total, self.skips.in_a_row),
-            "stopping": self.stopping.state(),
+            "stopping": self.stopping.state() if self.plan.early_stop else None,
             "validation_due": self._validation_due,
             "sums": {name: torch.tensor(value, dtype=torch.float64) for name, value in sums.items()},
         }

@@ -104,8 +104,28 @@ def test_an_option_that_would_do_nothing_is_refused(values: dict[str, Any], what
     with pytest.raises(ConfigError) as error:
         ModelConfig(**values)
     name = list(values)[-1]
-    assert error.value.problems == [f"`{name}` is about {what}, which the model does not have; leave it out."]
+    default = options_of(ModelConfig)[name].default
+    remedy = (
+        f", or give --{name} {str(default).lower()}" if isinstance(default, bool | int | float | str) else ""
+    )
+    assert error.value.problems == [
+        f"`{name}` is about {what}, which the model does not have; leave it out{remedy}."
+    ]
     assert name in options_of(ModelConfig) and ModelConfig(**{name: options_of(ModelConfig)[name].default})
+
+
+def test_an_option_of_the_file_that_would_do_nothing_can_be_overridden(tmp_path: Path) -> None:
+    path = write(tmp_path / "c.json", {"layernorm_positioning": "pre", "remove_transformer_bias": True})
+    remedies = ["--layernorm_positioning post", "--remove_transformer_bias false"]
+    options = Options("test", ModelConfig, arguments=["--encoder", "gru"])
+    options.add_json(path, json_options())
+    with pytest.raises(ConfigError) as error:
+        options.build(ModelConfig)
+    assert len(error.value.problems) == 2
+    assert all(f"or give {words}." in str(error.value) for words in remedies)
+    options = Options("test", ModelConfig, arguments=["--encoder", "gru", *" ".join(remedies).split()])
+    options.add_json(path, json_options())
+    assert options.build(ModelConfig)
 
 
 def test_options_do_something_wherever_a_module_may_read_them(monkeypatch: pytest.MonkeyPatch) -> None:

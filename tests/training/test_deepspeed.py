@@ -342,6 +342,7 @@ def test_what_contradicts_the_command_line_is_an_error(
     [
         ({"deepspeed": "true", "engine": "ddp"}, "--deepspeed is --engine deepspeed, but --engine is ddp"),
         ({"enable_zero3": "true"}, "--enable_zero3 need --deepspeed, but the engine is single"),
+        ({"fsdp_offload": "true"}, "--fsdp_offload needs --engine fsdp, but the engine is single"),
         (zero(2) | {"enable_zero3": "true"}, "stage is 2, but --enable_zero3 is 3"),
         (zero(2) | {"local_rank": 1}, "--local_rank is 1, but LOCAL_RANK of the environment is not there"),
         (zero(2) | {"deepspeed_config": "none.json"}, "none.json"),

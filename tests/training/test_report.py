@@ -42,6 +42,13 @@ def test_the_published_line_stays_recognisable() -> None:
     assert "| mfu 45.6%|" in several
 
 
+def test_a_perplexity_stays_short(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "tencentpretrain")
+    for perplexity, words in ((403.416, "403.42"), (1.5e300, "1.5e+300"), (float("inf"), "inf")):
+        Report(None, 0).validation({"step": 1, "eval_loss": 6.0, "eval_perplexity": perplexity}, {})
+        assert caplog.messages[-1] == f"| step 1| validation: loss 6.0000| perplexity {words}"
+
+
 def test_duration() -> None:
     assert duration(59.6) == "0:01:00" and duration(90061) == "25:01:01"
 

@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ def test_best_weights_are_named_after_a_kill(
         def cut(*_: Any) -> None:
             raise RuntimeError("power cut")
 
-        patch.setattr(Trainer, "_publish", cut)
+        patch.setattr(Trainer, "_keep_best", cut)
         run(**options)
     assert not (tmp_path / "model.bin-best").exists()
     with pytest.raises(KeyboardInterrupt):
@@ -166,6 +167,53 @@ def test_of_best_weights_the_newest_stay(
     measured = losses(tmp_path / "model.bin")
     assert sorted(measured, key=lambda step: -measured[step]) == [1, 2, 3, 4, 5, 6]
     assert numbered(tmp_path / "model.bin") == [2, 4, 6]
+
+
+def said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
+    return any(words in line for line in caplog.messages)
+
+
+def test_the_best_of_a_branch_gone_back_from_is_not_published(
+    run: Run, tmp_path: Path, workplace: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Going back before it, also where only the state still has the weights, or nothing has."""
+    caplog.set_level("INFO")
+    options = OPTIONS | {"eval_dataset_path": workplace / "train", "early_stop": 2, "learning_rate": 1e-3}
+    options |= {"save_checkpoint_steps": 12, "keep_checkpoints": 9}
+    run(**options | {"total_steps": 20})
+    output = tmp_path / "model.bin"
+    measured = losses(output)
+    assert min(measured, key=lambda step: measured[step]) == 20 and numbered(output) == [12, 20]
+    assert json.loads(Path(f"{output}-best.json").read_text())["best"] == {
+        "step": 20, "eval_loss": measured[20],
+    }  # fmt: skip
+    back = options | {"resume": f"{output}.states/12", "learning_rate": 3, "total_steps": 60}
+    assert run(**back).stopping.step == 10 and said(caplog, "the weights after step 10 are in")
+    for path in (output, Path(f"{output}-best")):
+        assert same(path, Path(f"{output}.states/10/model.pt"))
+    assert "best" not in json.loads(Path(f"{output}.json").read_text())
+    Path(f"{output}-best").unlink()
+    shutil.rmtree(f"{output}.states/10")
+    caplog.clear()
+    assert run(**back).stopping.step == 15 and said(caplog, "the weights after step 10, the best so far, are")
+    assert same(output, Path(f"{output}.states/15/model.pt"))
+
+
+def test_only_a_run_with_the_option_follows_the_loss(run: Run, tmp_path: Path, workplace: Path) -> None:
+    """Given later, it begins then; left out for a while, what it found before says nothing."""
+    options = OPTIONS | {"eval_dataset_path": workplace / "dev", "save_checkpoint_steps": 5}
+    without = options | {"early_stop": None}
+    output, later = tmp_path / "model.bin", {"total_steps": 30, "learning_rate": 3}
+    run(**without | {"total_steps": 10})
+    assert not Path(f"{output}-best").exists()
+    run("between.bin", **options | {"total_steps": 5})
+    run("between.bin", **without | {"total_steps": 10})
+    for output in (tmp_path / "model.bin", tmp_path / "between.bin"):
+        best = run(output.name, **options | later | {"early_stop": 1}).stopping.step
+        measured = losses(output)
+        assert min(measured, key=lambda step: measured[step]) <= 10 < best
+        assert best == min((step for step in measured if step > 10), key=lambda step: measured[step])
+        assert same(output, Path(f"{output}-{best}")) and same(output, Path(f"{output}-best"))
 
 
 @pytest.mark.parametrize("background", [False, True])
