@@ -99,8 +99,7 @@ class Trainer:
         if self.plan.early_stop and training.get("stopping"):
             self.stopping.restore(*training["stopping"])
             if self.stopping.step and not self._keep_best():  # a killed run may not have come to it
-                best = f"the weights after step {self.stopping.step}, the best so far, are not there"
-                log.info(f"resume: {best}; the search for the best begins anew")
+                log.info(f"resume: the best weights, of step {self.stopping.step}, are gone; looking anew")
                 self.stopping = EarlyStopping(self.plan.early_stop)
 
     def train(self) -> None:
@@ -256,18 +255,19 @@ class Trainer:
         record["time"] = time.time()
         loss = averages.pop("loss")
         self.report.validation(record, {f"eval_{name}": value for name, value in averages.items()})
-        return self.plan.early_stop is not None and self.stopping.add(loss, self.step)
+        kept_anyway = self._is_due(self.plan.save_steps)
+        return self.plan.early_stop is not None and self.stopping.add(loss, self.step, kept_anyway)
 
     def _keep_best(self) -> bool:
         """Name the best weights. Those before, if nothing else asked for them, are no longer wanted.
 
         Returns: whether they were there.
         """
-        best, before = self.stopping, self.stopping.step_before
+        best = self.stopping
         with self.engine.together():
             kept = self.engine.rank == 0 and self.checkpoints.keep_best(best.step, best.best)
-            if kept and before % self.plan.save_steps:
-                self.checkpoints.withdraw(before)
+            if kept and best.outdone:
+                self.checkpoints.withdraw(best.outdone)
         return bool(self.engine.agree(kept))
 
     def _save(self, final: bool, at_once: bool = False) -> None:

@@ -169,6 +169,16 @@ def test_of_best_weights_the_newest_stay(
     assert numbered(tmp_path / "model.bin") == [2, 4, 6]
 
 
+def test_weights_that_were_asked_for_stay_when_other_steps_are(
+    run: Run, tmp_path: Path, workplace: Path
+) -> None:
+    options = OPTIONS | {"eval_dataset_path": workplace / "train", "learning_rate": 1e-3, "eval_steps": 1}
+    run(**options | {"total_steps": 3, "save_checkpoint_steps": 2})
+    assert numbered(tmp_path / "model.bin") == [2, 3]
+    run(**options | {"total_steps": 6, "save_checkpoint_steps": 4})
+    assert numbered(tmp_path / "model.bin") == [2, 3, 4, 6]
+
+
 def said(caplog: pytest.LogCaptureFixture, words: str) -> bool:
     return any(words in line for line in caplog.messages)
 
@@ -195,7 +205,7 @@ def test_the_best_of_a_branch_gone_back_from_is_not_published(
     Path(f"{output}-best").unlink()
     shutil.rmtree(f"{output}.states/10")
     caplog.clear()
-    assert run(**back).stopping.step == 15 and said(caplog, "the weights after step 10, the best so far, are")
+    assert run(**back).stopping.step == 15 and said(caplog, "the best weights, of step 10, are gone")
     assert same(output, Path(f"{output}.states/15/model.pt"))
 
 
