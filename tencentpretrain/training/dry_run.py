@@ -111,6 +111,8 @@ def describe_memory(settings: Settings, engine: Engine, loaded: LoadedBatch) -> 
         fits = f"does not fit: {title}, enough for --batch_size {largest}"
     else:
         fits = f"does not fit: {title}, not enough for one row; --activation_checkpointing needs less"
+    if program and (pretrain.activation_checkpointing or pretrain.accumulation_steps > 1):
+        fits += "; the allocator of a CPU may keep half as much again of what is recomputed or adds up"
     parts = ", ".join(
         f"{name} {size / 1e9:.2f}"
         for name, size in (

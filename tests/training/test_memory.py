@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -125,7 +126,18 @@ def test_a_state_on_disk_is_weights_and_optimizer(
     measured = Memory(weights=10**9, gradients=10**9, optimizer=3 * 10**9, peak=9 * 10**9)
     monkeypatch.setattr("tencentpretrain.training.dry_run.measure_memory", lambda *_, **__: measured)
     text = dry_run(read_settings(arguments(keep_checkpoints=3)))
-    assert "disk: 4.00 GB a training state, 3 are kept" in text
+    assert "disk: 4.00 GB a training state, 3 are kept" in text and "allocator" not in text
+
+
+@pytest.mark.parametrize("options", [{"accumulation_steps": 2}, {"activation_checkpointing": True}])
+def test_what_the_estimate_leaves_out_on_a_cpu_is_said(
+    arguments: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    measured = Memory(weights=10**6, gradients=10**6, optimizer=10**6, peak=10**7)
+    monkeypatch.setattr("tencentpretrain.training.dry_run.measure_memory", lambda *_, **__: measured)
+    assert "the allocator of a CPU may keep half as much again" in dry_run(
+        read_settings(arguments(**options))
+    )
 
 
 def test_what_is_kept_on_the_host_is_not_on_the_device(
