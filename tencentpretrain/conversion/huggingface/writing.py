@@ -246,7 +246,7 @@ def _special_ids(
     for name, role in family.token_ids.items():
         sides = [getattr(tokenizer, f"{role}_id") for tokenizer in (source, target)]
         usual = sides[0] if name == "pad_token_id" else sides[1]
-        number = said[name] if said.get(name) in sides else usual
+        number = theirs if (theirs := said.get(name)) is not None and theirs in sides else usual
         if number is not None:
             ids[name] = number
     return ids
