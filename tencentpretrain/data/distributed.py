@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import pickle
 import re
 import shutil
 from collections.abc import Sequence
@@ -63,20 +63,25 @@ def preprocess_on_ray(arguments: Sequence[str]) -> TokenStore:
         os.chdir(folder)  # what the paths are relative to
         number = int(row["id"]) + 1
         own = ["--shard", f"{number}/{parts_num}", "--dataset_path", str(parts_path / str(number))]
-        outcome: CorpusReport | Exception
+        told: dict[str, Any]
         try:
-            outcome = read_job([*arguments, *own, "--processes_num", "1"]).run()
-        except (UserError, OSError) as error:  # Ray would wrap it
-            outcome = error
-        return {"outcome": pickle.dumps(outcome)}
+            told = {"report": vars(read_job([*arguments, *own, "--processes_num", "1"]).run())}
+        except UserError as error:  # Ray would wrap it
+            told = {"error": str(error)}
+        except OSError as error:
+            told = {"system": [error.errno, error.strerror, error.filename]}
+        return {"told": json.dumps(told)}
 
     rows = ray.data.range(parts_num, override_num_blocks=parts_num).map(part, num_cpus=1).take_all()
     reports = []
     for row in rows:
-        outcome = pickle.loads(row["outcome"])
-        if isinstance(outcome, Exception):
-            raise outcome
-        reports.append(outcome)
+        told = json.loads(row["told"])
+        if "error" in told:
+            raise DataError(told["error"])
+        if "system" in told:
+            raise OSError(*told["system"])
+        reports.append(CorpusReport())
+        vars(reports[-1]).update(told["report"])
     report = CorpusReport.total(reports)
     try:
         report.check(config.max_bad_lines)
