@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
-import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
+from programs import run_main
 
 from tencentpretrain import build_model, load_config, load_tokenizer, load_weights
 from tencentpretrain.data.store import TokenStore
 from tencentpretrain.errors import ConfigError, DataError, UserError
 
-ROOT = Path(__file__).parents[2]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 WORDS = [f"w{number}" for number in range(30)]
 OTHER_WORDS = [f"v{number}" for number in range(50)]
@@ -74,20 +72,10 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(program: str, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
-    monkeypatch.setattr("sys.argv", [program, *arguments])
-    log = logging.getLogger("tencentpretrain")
-    before = log.handlers[:], log.level, log.propagate
-    try:
-        runpy.run_path(str(ROOT / program))["main"]()
-    finally:
-        log.handlers[:], log.level, log.propagate = before
-
-
 def preprocess(monkeypatch: pytest.MonkeyPatch, name: str, corpus: str, *options: str) -> None:
     paths = ["--corpus_path", f"{corpus}.txt", "--dataset_path", "dataset"]
     options = (*paths, "--vocab_path", "vocab.txt", "--seq_length", "16", *options)
-    run("preprocess.py", monkeypatch, *options, "--data_processor", name)
+    run_main("preprocess.py", monkeypatch, *options, "--data_processor", name)
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
@@ -95,7 +83,7 @@ def test_from_a_corpus_to_weights(objective: str, place: Path, monkeypatch: pyte
     name, corpus, config, options = OBJECTIVES[objective]
     preprocess(monkeypatch, name, corpus, *options)
     (place / "config.json").write_text(json.dumps(SIZES | config), encoding="utf-8")
-    run(
+    run_main(
         "pretrain.py", monkeypatch, "--dataset_path", "dataset", "--config_path", "config.json",
         "--output_model_path", "model.bin", "--total_steps", "3", "--report_steps", "1", "--batch_size", "6",
         "--save_checkpoint_steps", "3", "--data_processor", name,
@@ -122,7 +110,7 @@ def test_the_decoders_tokenizer_must_be_the_datasets_and_the_weights(
     (place / "config.json").write_text(json.dumps(SIZES | DECODER), encoding="utf-8")
 
     def pretrain(output: str, *options: str) -> None:
-        run(
+        run_main(
             "pretrain.py", monkeypatch, "--dataset_path", "dataset", "--config_path", "config.json",
             "--output_model_path", output, "--total_steps", "1", "--batch_size", "6",
             "--data_processor", "mt", *options,
@@ -210,7 +198,7 @@ def test_lines_that_are_no_instructions(
         assert f"line {line}" in told
     assert TokenStore.open("dataset").documents_num == 2  # an answer may have no instruction, as published
     with pytest.raises(DataError, match="nothing in this corpus can be used") as message_of_all:
-        run("preprocess.py", monkeypatch, "--corpus_path", "documents.txt", "--dataset_path", "other",
+        run_main("preprocess.py", monkeypatch, "--corpus_path", "documents.txt", "--dataset_path", "other",
             "--vocab_path", "vocab.txt", "--data_processor", "llm_pretrain")  # fmt: skip
     assert "line 1: not JSON" in str(message_of_all.value)
 
@@ -219,7 +207,7 @@ def test_a_dataset_of_two_tokenizers_has_no_common_rows(place: Path, monkeypatch
     preprocess(monkeypatch, "mt", "pairs", *TARGET_VOCABULARY)
     (place / "config.json").write_text(json.dumps(SIZES | CAUSAL), encoding="utf-8")
     with pytest.raises(DataError, match="tokenizers of their own"):
-        run(
+        run_main(
             "pretrain.py", monkeypatch, "--dataset_path", "dataset", "--config_path", "config.json",
             "--output_model_path", "model.bin", "--data_processor", "prefixlm", "--total_steps", "1",
         )  # fmt: skip

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import runpy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import pytest
 import torch
 import transformers
 from marian_files import SENTENCES, TRANSLATIONS, marian_tokenizer
+from programs import run_main
 
 from tencentpretrain import build_model, load_config, load_tokenizer, load_weights
 from tencentpretrain.config import TokenizerConfig
@@ -22,7 +21,6 @@ from tencentpretrain.generation import greedy
 from tencentpretrain.tokenizers import build_tokenizer
 from tencentpretrain.weights import described_config, read_description, read_state_dict, write_description
 
-ROOT = Path(__file__).parents[2]
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 TEXTS = [*SENTENCES, ">>fr<< The fox", "unknown 狐 ß", *TRANSLATIONS, ""]
 
@@ -176,13 +174,7 @@ def test_a_second_tokenizer_that_theirs_has_not_is_told(
 
 def run(program: str, monkeypatch: pytest.MonkeyPatch, **options: Any) -> None:
     arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
-    monkeypatch.setattr("sys.argv", [program, *arguments])
-    log = logging.getLogger("tencentpretrain")
-    before = log.handlers[:], log.level, log.propagate
-    try:
-        runpy.run_path(str(ROOT / program))["main"]()
-    finally:
-        log.handlers[:], log.level, log.propagate = before
+    run_main(program, monkeypatch, *arguments)
 
 
 def preprocess(monkeypatch: pytest.MonkeyPatch, separate: bool) -> None:
